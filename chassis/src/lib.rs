@@ -1,0 +1,9 @@
+//! What every process of the cluster does, whatever its role: configuration, logs and metrics, draining,
+//! backing off, and following the cluster view.
+//!
+//! Deliberately absent: anything that only one role does.
+#![forbid(unsafe_code)]
+
+pub mod backoff;
+pub mod drain;
+pub mod metrics;

@@ -1,0 +1,1 @@
+//! Sums and copies across the ranks of a tensor-parallel group.
