@@ -5,5 +5,9 @@
 #![forbid(unsafe_code)]
 
 pub mod backoff;
+pub mod config;
 pub mod drain;
 pub mod metrics;
+pub mod serve_metrics;
+pub mod signals;
+pub mod telemetry;
