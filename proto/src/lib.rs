@@ -6,9 +6,10 @@
 //! ```
 //!
 //! Reading order: [`id`], [`fault`], [`generate`] (router to worker), [`view`] (control to everyone),
-//! [`wire`]. Deliberately absent: any clock, channel, socket or configuration.
+//! [`change`] (everyone to control), [`wire`]. Deliberately absent: any clock, channel, socket or configuration.
 #![forbid(unsafe_code)]
 
+pub mod change;
 pub mod fault;
 pub mod generate;
 pub mod id;

@@ -3,6 +3,7 @@
 //! Parsing never trusts the peer: a missing field, an unknown enum value or a number out of range is a
 //! [`WireError`] that names the field.
 
+mod change;
 mod control;
 mod fault;
 mod worker;
