@@ -6,8 +6,10 @@
 
 pub mod backoff;
 pub mod config;
+pub mod control_client;
 pub mod drain;
 pub mod metrics;
 pub mod serve_metrics;
 pub mod signals;
 pub mod telemetry;
+pub mod watch;

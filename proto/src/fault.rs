@@ -69,7 +69,11 @@ impl FaultCode {
     pub const fn is_retryable_elsewhere(self) -> bool {
         matches!(
             self,
-            Self::StaleEpoch | Self::Overloaded | Self::Draining | Self::Unavailable | Self::Internal
+            Self::StaleEpoch
+                | Self::Overloaded
+                | Self::Draining
+                | Self::Unavailable
+                | Self::Internal
         )
     }
 }

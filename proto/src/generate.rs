@@ -318,8 +318,10 @@ impl Stopping {
             }
         }
         if self.strings.len() > STOP_STRINGS_MAX {
-            let message =
-                format!("stop must hold at most {STOP_STRINGS_MAX} strings, got {}", self.strings.len());
+            let message = format!(
+                "stop must hold at most {STOP_STRINGS_MAX} strings, got {}",
+                self.strings.len()
+            );
             return Err(Fault::invalid("stop", message));
         }
         for text in &self.strings {

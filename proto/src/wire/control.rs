@@ -4,8 +4,8 @@ use super::{WireError, required};
 use crate::id::{Epoch, Lineage, MemberId, ModelName, Revision, ViewIndex};
 use crate::pb;
 use crate::view::{
-    Alias, AliasTarget, ClusterView, Member, MemberRole, MemberState, Model, ServedModel, ViewDelta,
-    ViewOp,
+    Alias, AliasTarget, ClusterView, Member, MemberRole, MemberState, Model, ServedModel,
+    ViewDelta, ViewOp,
 };
 
 // === impl Member ===

@@ -1,0 +1,277 @@
+//! The client of the control plane, for workers, routers and operators: any node answers, so a call goes
+//! to the node that answered last and moves on to the next one when that node cannot serve.
+//!
+//! Every call may be repeated: registrations are named by their instance, commands by client and
+//! sequence, and the rest only reads or renews.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use phalanx_proto::change::{Change, Registration, WatchEvent};
+use phalanx_proto::fault::{Fault, FaultCode};
+use phalanx_proto::id::{Epoch, Lineage, MemberId, ViewIndex};
+use phalanx_proto::view::MemberState;
+use phalanx_proto::wire::{WireError, from_status};
+use phalanx_proto::{MESSAGE_BYTES_MAX, pb};
+use tokio::time::timeout;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Response, Status};
+
+type Stub = pb::control_client::ControlClient<Channel>;
+
+/// A node that does not complete a connection in this time is taken for gone; within a data centre it takes
+/// milliseconds.
+const CONNECT_WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// How long one node may take to answer. A write waits for one durable commit, at worst behind an election.
+const CALL_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// Pings find a peer that vanished without closing its connection.
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(5);
+
+/// A ping unanswered for this long ends the connection.
+const KEEPALIVE_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// A client of the control plane. Cheap to clone; connects when first used.
+#[derive(Clone, Debug)]
+pub struct ControlClient(Arc<Nodes>);
+
+#[derive(Debug)]
+struct Nodes {
+    stubs: Vec<Stub>,
+    /// The node that answered last.
+    current: AtomicUsize,
+}
+
+/// A list of control URLs that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlUrlError {
+    /// No URL at all.
+    #[error("no control url is given, at least 1 is needed")]
+    Empty,
+    /// Not an absolute `http://` URL.
+    #[error("control url {url:?} is not of the form http://HOST:PORT")]
+    Malformed {
+        /// As given.
+        url: String,
+    },
+}
+
+/// A registration that holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Registered {
+    /// Who the process is now.
+    pub member_id: MemberId,
+    /// Its fencing token.
+    pub epoch: Epoch,
+    /// How often to send heartbeats.
+    pub heartbeat_every: Duration,
+    /// Silence after which the member is fenced.
+    pub ttl: Duration,
+}
+
+/// One open watch.
+#[derive(Debug)]
+pub struct WatchStream(tonic::Streaming<pb::WatchEvent>);
+
+// === impl ControlClient ===
+
+impl ControlClient {
+    /// A client of the nodes at `urls`.
+    ///
+    /// # Errors
+    /// [`ControlUrlError`] when there is no URL, or one that is not `http://HOST:PORT`.
+    pub fn new<U>(urls: &[U]) -> Result<Self, ControlUrlError>
+    where
+        U: AsRef<str>,
+    {
+        if urls.is_empty() {
+            return Err(ControlUrlError::Empty);
+        }
+        let stubs = urls.iter().map(|url| connect_lazy(url.as_ref())).collect::<Result<_, _>>()?;
+        Ok(Self(Arc::new(Nodes { stubs, current: AtomicUsize::new(0) })))
+    }
+
+    /// Registers this process. To be repeated with the same instance when the answer was lost, and with
+    /// the same instance again after the member was fenced.
+    ///
+    /// # Errors
+    /// [`FaultCode::InvalidRequest`] for a registration that no node will take; otherwise as the last
+    /// node that was tried answered.
+    pub async fn register(&self, registration: Registration) -> Result<Registered, Fault> {
+        let request = pb::RegisterRequest::from(registration);
+        let response = self
+            .call(|mut stub| {
+                let request = request.clone();
+                async move { stub.register(request).await }
+            })
+            .await?;
+        Ok(Registered {
+            member_id: MemberId(response.member_id),
+            epoch: Epoch(response.epoch),
+            heartbeat_every: Duration::from_millis(response.heartbeat_every_ms),
+            ttl: Duration::from_millis(response.ttl_ms),
+        })
+    }
+
+    /// Keeps a registration alive and learns whether the member should take work.
+    ///
+    /// # Errors
+    /// [`FaultCode::StaleEpoch`] when the member was fenced: it must register anew. Otherwise as the last
+    /// node that was tried answered.
+    pub async fn heartbeat(&self, member_id: MemberId, epoch: Epoch) -> Result<MemberState, Fault> {
+        let request = pb::HeartbeatRequest { member_id: member_id.0, epoch: epoch.0 };
+        let response = self.call(|mut stub| async move { stub.heartbeat(request).await }).await?;
+        Ok(response.state().try_into()?)
+    }
+
+    /// Applies `change` exactly once: `client` and `sequence` name it, whatever the retries. The sequence
+    /// of one client only grows.
+    ///
+    /// # Errors
+    /// [`FaultCode::StaleEpoch`] or [`FaultCode::InvalidRequest`] when the change was refused; otherwise
+    /// as the last node that was tried answered.
+    pub async fn submit(
+        &self,
+        client: &str,
+        sequence: u64,
+        change: Change,
+    ) -> Result<ViewIndex, Fault> {
+        let request =
+            pb::SubmitRequest { client: client.to_owned(), sequence, command: Some(change.into()) };
+        let response = self
+            .call(|mut stub| {
+                let request = request.clone();
+                async move { stub.submit(request).await }
+            })
+            .await?;
+        Ok(ViewIndex(response.index))
+    }
+
+    /// What one node knows of the Raft group.
+    ///
+    /// # Errors
+    /// As the last node that was tried answered.
+    pub async fn status(&self) -> Result<pb::StatusResponse, Fault> {
+        self.call(|mut stub| async move { stub.status(pb::StatusRequest {}).await }).await
+    }
+
+    /// Follows the view from what the caller already has; both 0 for nothing.
+    ///
+    /// # Errors
+    /// As the last node that was tried answered.
+    pub async fn watch(&self, lineage: Lineage, after: ViewIndex) -> Result<WatchStream, Fault> {
+        let request = pb::WatchRequest { lineage: lineage.0, after_index: after.0 };
+        let stream = self.call(|mut stub| async move { stub.watch(request).await }).await?;
+        Ok(WatchStream(stream))
+    }
+
+    /// Makes the next call start at another node: for a caller that saw this one lag.
+    pub fn rotate(&self) {
+        self.0.current.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Tries each node once, beginning with the one that answered last.
+    async fn call<T, A, F>(&self, attempt: A) -> Result<T, Fault>
+    where
+        A: Fn(Stub) -> F,
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        let nodes = &self.0;
+        let first = nodes.current.load(Ordering::Relaxed);
+        let mut last = Fault::new(FaultCode::Unavailable, "no control node was tried");
+        for turn in 0..nodes.stubs.len() {
+            let at = (first + turn) % nodes.stubs.len();
+            let answer = timeout(CALL_WAIT_MAX, attempt(nodes.stubs[at].clone())).await;
+            last = match answer {
+                Ok(Ok(response)) => {
+                    nodes.current.store(at, Ordering::Relaxed);
+                    return Ok(response.into_inner());
+                }
+                Ok(Err(status)) => from_status(&status),
+                Err(_elapsed) => Fault::new(
+                    FaultCode::DeadlineExceeded,
+                    format!("control node did not answer within {CALL_WAIT_MAX:?}"),
+                ),
+            };
+            if !may_other_node_answer(last.code) {
+                nodes.current.store(at, Ordering::Relaxed);
+                return Err(last);
+            }
+        }
+        Err(last)
+    }
+}
+
+// === impl WatchStream ===
+
+impl WatchStream {
+    /// The next event; `None` when the node ended the watch.
+    ///
+    /// # Errors
+    /// [`FaultCode::Unavailable`] when the connection broke, or as the node said.
+    pub async fn next(&mut self) -> Result<Option<WatchEvent>, Fault> {
+        let event = self.0.message().await.map_err(|status| from_status(&status))?;
+        event
+            .map(|event| WatchEvent::try_from(event).map_err(|error: WireError| error.into()))
+            .transpose()
+    }
+}
+
+fn connect_lazy(url: &str) -> Result<Stub, ControlUrlError> {
+    let malformed = || ControlUrlError::Malformed { url: url.to_owned() };
+    let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|_invalid| malformed())?;
+    if endpoint.uri().scheme_str() != Some("http") || endpoint.uri().host().is_none() {
+        return Err(malformed());
+    }
+    let channel = endpoint
+        .connect_timeout(CONNECT_WAIT_MAX)
+        .http2_keep_alive_interval(KEEPALIVE_EVERY)
+        .keep_alive_timeout(KEEPALIVE_WAIT_MAX)
+        .keep_alive_while_idle(true)
+        .tcp_nodelay(true)
+        .connect_lazy();
+    Ok(Stub::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX))
+}
+
+const fn may_other_node_answer(code: FaultCode) -> bool {
+    matches!(
+        code,
+        FaultCode::Unavailable
+            | FaultCode::DeadlineExceeded
+            | FaultCode::Draining
+            | FaultCode::Overloaded
+            | FaultCode::Internal
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_http_urls_are_taken() {
+        for url in ["", "localhost:7000", "https://localhost:7000", "http://", "/path"] {
+            let refusal =
+                ControlClient::new(&[url]).map(|_client| ()).map_err(|error| error.to_string());
+            assert_eq!(
+                refusal,
+                Err(format!("control url {url:?} is not of the form http://HOST:PORT"))
+            );
+        }
+        assert!(matches!(ControlClient::new::<&str>(&[]), Err(ControlUrlError::Empty)));
+        assert!(ControlClient::new(&["http://127.0.0.1:7000"]).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_call_that_reaches_no_node_says_so() {
+        // Nothing can listen on port 0.
+        let client = ControlClient::new(&["http://127.0.0.1:0", "http://127.0.0.1:0"]).unwrap();
+        let fault = client.status().await.unwrap_err();
+        assert_eq!(fault.code, FaultCode::Unavailable);
+    }
+}
