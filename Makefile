@@ -1,0 +1,42 @@
+# What people type. `make` alone lists it. Nothing here is needed to build: `cargo build --release` does that.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# Options for `phalanx serve`, as in: make serve ARGS="--listen 0.0.0.0:8080 --workers 2"
+ARGS ?=
+BENCH_ARGS ?=
+
+.PHONY: help serve test test-tools verify fix bench
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
+
+serve: ## Build if needed, and serve the demo model on http://127.0.0.1:8080
+	cargo build --release --locked --bin phalanx
+	exec target/release/phalanx serve $(ARGS)
+
+test: test-tools ## Install what the tests need, then run every test (what CI runs)
+	cargo build --locked --bin phalanx
+	if cargo nextest --version >/dev/null 2>&1; then \
+		cargo nextest run --locked --workspace; \
+	else \
+		cargo test --locked --workspace -- --test-threads=2; \
+	fi
+
+test-tools: # A C compiler and Python's venv (Debian packages, if missing), and the official client
+	cluster-tests/python/install
+
+verify: ## Check format, lints, documentation and dependencies; writes nothing
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
+	if cargo deny --version >/dev/null 2>&1; then cargo deny check; else echo "cargo-deny is not installed: skipped"; fi
+
+fix: ## Format, and apply the lints' own fixes
+	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
+	cargo fmt --all
+
+bench: ## Run the benchmarks: tables on the terminal, JSON in bench/results
+	cargo run --release --locked --package phalanx-worker --bin phalanx-bench -- $(BENCH_ARGS)
