@@ -121,7 +121,13 @@ pub trait Backend: Send + 'static {
     fn embed(&mut self, table: &Self::Weight, ids: &[u32], out: &mut Self::Tensor);
 
     /// `out = x / sqrt(mean(x^2) + epsilon) * gain`, row by row.
-    fn rms_norm(&mut self, x: &Self::Tensor, gain: &Self::Vector, epsilon: f32, out: &mut Self::Tensor);
+    fn rms_norm(
+        &mut self,
+        x: &Self::Tensor,
+        gain: &Self::Vector,
+        epsilon: f32,
+        out: &mut Self::Tensor,
+    );
 
     /// `x += delta; out = rms_norm(x)`: the residual stream's two steps in one pass.
     fn add_rms_norm(

@@ -14,6 +14,11 @@
 //!
 //! Deliberately absent: requests, scheduling, files, text. This is the only crate with unsafe code.
 
+#![allow(
+    unsafe_code,
+    reason = "vectors and the split of memory among threads need it; nowhere else in the workspace"
+)]
+
 pub mod backend;
 pub mod batch;
 pub mod collective;
