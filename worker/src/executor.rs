@@ -1,6 +1,6 @@
 //! What carries out a planned step.
 
-// pub mod rank;
+pub mod rank;
 
 use phalanx_kernels::sample::Sampled;
 

@@ -10,3 +10,8 @@
 #![forbid(unsafe_code)]
 
 pub mod engine;
+pub mod executor;
+pub mod load;
+pub mod model;
+pub mod weights;
+pub mod text;

@@ -259,6 +259,15 @@ impl Scheduler {
     }
 }
 
+impl Drop for Scheduler {
+    /// A scheduler may end with sequences running; their blocks still go home.
+    fn drop(&mut self) {
+        for running in self.running.drain(..) {
+            self.pool.release(running.table);
+        }
+    }
+}
+
 fn settle(sequence: &mut Waiting, sampled: Sampled) -> Progress {
     match sampled {
         Sampled::Token { id, logprobs } => {

@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use phalanx_kernels::host::{Dtype, HostMatrix};
-use safetensors::SafeTensors;
+use safetensors::tensor::Metadata;
 
 use super::{LoadError, WeightSource};
 
@@ -113,11 +113,10 @@ impl Weights {
         if 8 + header_bytes > actual {
             return Err(LoadError::Truncated { path, actual, expected: 8 + header_bytes });
         }
-        let header_len = usize::try_from(8 + header_bytes).expect("bounded above");
-        let mut header = vec![0; header_len];
-        file.read_exact_at(&mut header, 0).map_err(io)?;
-        let (_, metadata) =
-            SafeTensors::read_metadata(&header).map_err(|error| malformed(error.to_string()))?;
+        let mut header = vec![0; usize::try_from(header_bytes).expect("bounded above")];
+        file.read_exact_at(&mut header, 8).map_err(io)?;
+        let metadata: Metadata =
+            serde_json::from_slice(&header).map_err(|error| malformed(error.to_string()))?;
         let expected = 8 + header_bytes + metadata.data_len() as u64;
         if actual < expected {
             return Err(LoadError::Truncated { path, actual, expected });
