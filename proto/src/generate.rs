@@ -339,7 +339,7 @@ impl Stopping {
 
 fn check<T>(param: &str, value: T, min: T, max: T) -> Result<(), Fault>
 where
-    T: PartialOrd + std::fmt::Display,
+    T: Copy + PartialOrd + std::fmt::Display,
 {
     if value >= min && value <= max {
         return Ok(());
