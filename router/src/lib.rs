@@ -1,1 +1,33 @@
-//! Crate.
+//! The stateless router: OpenAI's HTTP API in front, workers over gRPC behind. Everything it holds can be
+//! rebuilt: the fleet from the cluster view, loads and rates from the workers.
+//!
+//! ```text
+//! client ── server ── HTTP stack ── api/* ── generate stack ── dispatch ── engine/native ──► worker
+//!                          stack.rs puts both together     view ──► fleet ◄── engine/link ◄── events
+//! ```
+//! Reading order: [`mod@stack`], `server` (listens, drains), `api` (one endpoint a file), then the generate
+//! stack from the outside: `deadline`, `retry`, `dispatch` (chooses), `engine` (calls), `stream` and `meter`
+//! (what comes back). `error` is the only map to HTTP; `record` keeps the books on each request.
+//!
+//! Deliberately absent: a tokenizer, the engine, and anything that must survive a restart.
+#![forbid(unsafe_code)]
+
+mod stack;
+
+mod config;
+mod error;
+mod metrics;
+mod record;
+mod server;
+
+mod api;
+
+mod deadline;
+mod dispatch;
+mod engine;
+mod meter;
+mod retry;
+mod stream;
+
+pub use self::config::{ConfigError, RawRouter, RouterConfig};
+pub use self::server::{Router, StartError};

@@ -1,0 +1,181 @@
+//! The HTTP API: one endpoint a file, and what they share.
+
+pub(crate) mod answers;
+pub(crate) mod body;
+pub(crate) mod chat;
+pub(crate) mod completions;
+pub(crate) mod health;
+pub(crate) mod models;
+pub(crate) mod openai;
+pub(crate) mod sse;
+pub(crate) mod tokenize;
+pub(crate) mod whole;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::extract::Request;
+use axum::response::{IntoResponse, Response};
+use bytes::BytesMut;
+use futures::future::try_join_all;
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use phalanx_chassis::drain::Drain;
+use phalanx_chassis::metrics::Metrics;
+use phalanx_proto::fault::Fault;
+use phalanx_proto::generate::Generate;
+use phalanx_proto::id::ModelName;
+use serde_json::{Map, Value};
+use tower::{Service, ServiceExt};
+
+use self::answers::Answers;
+use self::openai::answer::{Format, Head, TokenIds};
+use self::openai::parameters::{Delivery, Parameters};
+use crate::config::RouterConfig;
+use crate::dispatch::{Call, Dispatch};
+use crate::engine::native::CallMetadata;
+use crate::error::RouterError;
+use crate::record::RequestRecord;
+use crate::stack::GenerateStack;
+use crate::stream::{Placement, TokenStream};
+
+const X_REQUEST_TIMEOUT_MS: HeaderName = HeaderName::from_static("x-request-timeout-ms");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const X_PHALANX_WORKER: HeaderName = HeaderName::from_static("x-phalanx-worker");
+
+/// What every endpoint works with.
+#[derive(Clone, Debug)]
+pub(crate) struct Gateway {
+    pub(crate) config: Arc<RouterConfig>,
+    pub(crate) generate: GenerateStack,
+    pub(crate) dispatch: Dispatch,
+    pub(crate) drain: Drain,
+    pub(crate) metrics: Metrics,
+    /// When this router started, in seconds since 1970: the `created` of its models.
+    pub(crate) started: u64,
+}
+
+/// A request whose body has arrived and is a JSON object.
+#[derive(Debug)]
+pub(crate) struct Incoming {
+    pub(crate) record: RequestRecord,
+    pub(crate) body: Map<String, Value>,
+    pub(crate) received: Instant,
+    pub(crate) deadline: Instant,
+    pub(crate) metadata: CallMetadata,
+}
+
+// === impl Gateway ===
+
+impl Gateway {
+    /// Reads a request's headers and body.
+    pub(crate) async fn read(&self, request: Request) -> Result<Incoming, RouterError> {
+        let (parts, body) = request.into_parts();
+        let record = RequestRecord::of(&parts.extensions);
+        let timeout = self.config.request_timeout(asked_timeout(&parts.headers)?);
+        let deadline = record.started() + timeout;
+        let read = body::read(&parts.headers, body, self.config.body_bytes_max());
+        let bytes = tokio::time::timeout_at(deadline.into(), read)
+            .await
+            .map_err(|_| RouterError::DeadlineExceeded { timeout })??;
+        let received = Instant::now();
+        let body = body::parse(&bytes)?;
+        let traceparent = parts
+            .headers
+            .get(TRACEPARENT)
+            .and_then(|value| tonic::metadata::AsciiMetadataValue::try_from(value.as_bytes()).ok());
+        // Workers keep the same deadline, so they are told what is left of it.
+        let metadata =
+            CallMetadata { timeout: deadline.saturating_duration_since(received), traceparent };
+        Ok(Incoming { record, body, received, deadline, metadata })
+    }
+
+    /// Runs `generates` (one per prompt) and answers in `F`'s layout.
+    pub(crate) async fn answer<F>(
+        &self,
+        incoming: Incoming,
+        generates: Vec<Generate>,
+        parameters: &Parameters,
+        format: F,
+    ) -> Result<Response, RouterError>
+    where
+        F: Format + Send + Unpin + 'static,
+    {
+        let record = incoming.record.clone();
+        self.name_model(&record, &parameters.model);
+        let has_logprobs = generates.first().is_some_and(|first| first.top_logprobs.is_some());
+        let streams = self.start(incoming, generates).await?;
+        let Some(placement) = streams.first().map(TokenStream::placement).cloned() else {
+            return Err(RouterError::NoWorker { model: parameters.model.clone() });
+        };
+        let revision = placement.revision.as_ref().map(phalanx_proto::id::Revision::as_str);
+        let head = Head::new::<F>(parameters.model.as_str(), revision);
+        let ids = if parameters.return_token_ids { TokenIds::Shown } else { TokenIds::Hidden };
+        let answers = Answers::new(streams, parameters.choices);
+        let response = match parameters.delivery {
+            Delivery::Stream(usage) => sse::respond(sse::SseStream::new(
+                answers,
+                format,
+                sse::Style { head, usage, ids },
+                record,
+            )),
+            Delivery::Whole => {
+                let style = whole::Style { head, ids, has_logprobs };
+                let body = whole::collect(answers, format, &style).await?;
+                json_response(body)
+            }
+        };
+        Ok(with_worker(response, &placement))
+    }
+
+    async fn start(
+        &self,
+        incoming: Incoming,
+        generates: Vec<Generate>,
+    ) -> Result<Vec<TokenStream>, RouterError> {
+        let Incoming { received, deadline, metadata, .. } = incoming;
+        try_join_all(generates.into_iter().map(|generate| {
+            let mut service = self.generate.clone();
+            let call = Call {
+                generate: Arc::new(generate),
+                received,
+                deadline,
+                metadata: metadata.clone(),
+                excluded: Vec::new(),
+            };
+            async move { service.ready().await?.call(call).await }
+        }))
+        .await
+    }
+
+    /// Labels the request's metrics with its model, if there is such a model.
+    pub(crate) fn name_model(&self, record: &RequestRecord, model: &ModelName) {
+        if self.dispatch.fleet().is_known(model) {
+            record.name_model(model);
+        }
+    }
+}
+
+/// How long the client wants to wait, if it says.
+fn asked_timeout(headers: &HeaderMap) -> Result<Option<Duration>, Fault> {
+    let Some(value) = headers.get(X_REQUEST_TIMEOUT_MS) else { return Ok(None) };
+    let ms = value.to_str().ok().and_then(|text| text.trim().parse::<u64>().ok());
+    match ms.filter(|&ms| ms > 0) {
+        Some(ms) => Ok(Some(Duration::from_millis(ms))),
+        None => {
+            let message =
+                format!("{X_REQUEST_TIMEOUT_MS} must be a whole number above 0, got {value:?}");
+            Err(Fault::invalid(X_REQUEST_TIMEOUT_MS.as_str(), message))
+        }
+    }
+}
+
+fn with_worker(mut response: Response, placement: &Placement) -> Response {
+    response.headers_mut().insert(X_PHALANX_WORKER, HeaderValue::from(placement.worker.0));
+    response
+}
+
+/// A JSON body with status 200.
+pub(crate) fn json_response(body: BytesMut) -> Response {
+    let headers = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+    (headers, body.freeze()).into_response()
+}

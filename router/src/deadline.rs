@@ -1,0 +1,94 @@
+//! Ends a call at its deadline, or when the process stops, whether or not its first event came.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use futures::future::{BoxFuture, Either, select};
+use phalanx_chassis::drain::{Drain, Phase};
+use tower::Service;
+
+use crate::dispatch::Call;
+use crate::error::RouterError;
+use crate::stream::TokenStream;
+
+/// The layer's service.
+#[derive(Clone, Debug)]
+pub(crate) struct Deadline<S> {
+    inner: S,
+    drain: Drain,
+}
+
+/// Resolves with the reason why a call must end now.
+pub(crate) struct Cutoff(BoxFuture<'static, RouterError>);
+
+// === impl Deadline ===
+
+impl<S> Deadline<S> {
+    /// Bounds `inner`'s calls by their deadline and by `drain`'s last phase.
+    pub(crate) const fn new(inner: S, drain: Drain) -> Self {
+        Self { inner, drain }
+    }
+}
+
+impl<S> Service<Call> for Deadline<S>
+where
+    S: Service<Call, Response = TokenStream, Error = RouterError>,
+    S::Future: Send + 'static,
+{
+    type Response = TokenStream;
+    type Error = RouterError;
+    type Future = BoxFuture<'static, Result<TokenStream, RouterError>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), RouterError>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, call: Call) -> Self::Future {
+        let (deadline, timeout) = (call.deadline, call.metadata.timeout);
+        let cutoff = Cutoff::new(call.deadline, self.drain.clone(), timeout);
+        let stream = self.inner.call(call);
+        Box::pin(async move {
+            match select(Box::pin(stream), cutoff).await {
+                Either::Left((Ok(stream), cutoff)) => Ok(stream.until(cutoff)),
+                // The worker keeps the same deadline and may notice first.
+                Either::Left((Err(_), _)) if Instant::now() >= deadline => {
+                    Err(RouterError::DeadlineExceeded { timeout })
+                }
+                Either::Left((Err(error), _)) | Either::Right((error, _)) => Err(error),
+            }
+        })
+    }
+}
+
+// === impl Cutoff ===
+
+impl Cutoff {
+    /// The deadline of a request that was given `timeout`, or the end of the process.
+    pub(crate) fn new(deadline: Instant, drain: Drain, timeout: std::time::Duration) -> Self {
+        Self(Box::pin(async move {
+            tokio::select! {
+                () = tokio::time::sleep_until(deadline.into()) => {
+                    RouterError::DeadlineExceeded { timeout }
+                }
+                () = drain.reached(Phase::Stopping) => RouterError::Draining,
+            }
+        }))
+    }
+}
+
+impl Future for Cutoff {
+    type Output = RouterError;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<RouterError> {
+        self.0.as_mut().poll(cx)
+    }
+}
+
+impl fmt::Debug for Cutoff {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Cutoff")
+    }
+}

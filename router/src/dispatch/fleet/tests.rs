@@ -1,0 +1,135 @@
+//! Views in, routes and changes out.
+
+use phalanx_proto::id::{Epoch, ViewIndex};
+use phalanx_proto::view::{Alias, Member, Model, ServedModel, ViewOp};
+use tonic::transport::Endpoint;
+
+use super::*;
+
+fn member(id: u64, epoch: u64, models: &[(&str, &str)]) -> Member {
+    Member {
+        id: MemberId(id),
+        role: MemberRole::Worker,
+        address: format!("http://worker-{id}"),
+        zone: String::new(),
+        epoch: Epoch(epoch),
+        state: MemberState::Ready,
+        models: models
+            .iter()
+            .map(|&(name, revision)| ServedModel {
+                name: name.into(),
+                revision: revision.into(),
+                context_tokens_max: 512,
+                kv_tokens_max: 4_096,
+            })
+            .collect(),
+    }
+}
+
+fn view(ops: impl IntoIterator<Item = ViewOp>) -> Arc<ClusterView> {
+    let mut view = ClusterView { index: ViewIndex(1), ..ClusterView::default() };
+    for op in ops {
+        view.apply_op(op);
+    }
+    Arc::new(view)
+}
+
+fn alias(targets: &[(&str, Option<&str>, u32)]) -> ViewOp {
+    let target = |&(model, revision, weight): &(&str, Option<&str>, u32)| AliasTarget {
+        model: model.into(),
+        revision: revision.map(Revision::from),
+        weight,
+    };
+    ViewOp::PutAlias(Alias {
+        name: "alias".into(),
+        targets: targets.iter().map(target).collect(),
+        shadow: None,
+    })
+}
+
+/// A fleet whose engines are all connected (lazily, so to nothing).
+fn fleet(ops: impl IntoIterator<Item = ViewOp>) -> Fleet {
+    let (fleet, changes) = Fleet::default().next(view(ops));
+    for engine in changes.opened {
+        engine.mark_up(Endpoint::from_static("http://127.0.0.1:1").connect_lazy());
+    }
+    fleet
+}
+
+fn candidates(fleet: &Fleet, name: &str, draw: u64) -> Option<Vec<u64>> {
+    let name = ModelName::from(name);
+    let route = fleet.route(&name, draw)?;
+    Some(route.candidates(&[]).map(|engine| engine.id.0).collect())
+}
+
+#[tokio::test]
+async fn a_registration_that_did_not_change_keeps_its_engine() {
+    let (first, changes) = Fleet::default().next(view([
+        ViewOp::PutMember(member(1, 10, &[("m", "r")])),
+        ViewOp::PutMember(member(2, 11, &[("m", "r")])),
+        ViewOp::PutMember(member(3, 12, &[("m", "r")])),
+    ]));
+    assert_eq!((changes.opened.len(), changes.closed.len()), (3, 0));
+    let draining = Member { state: MemberState::Draining, ..member(1, 10, &[("m", "r")]) };
+    let (second, changes) = first
+        .next(view([ViewOp::PutMember(draining), ViewOp::PutMember(member(2, 20, &[("m", "r")]))]));
+    let ids = |engines: &[Arc<Engine>]| -> Vec<_> {
+        engines.iter().map(|engine| (engine.id.0, engine.epoch.0)).collect()
+    };
+    assert_eq!(ids(&changes.opened), [(2, 20)]);
+    assert_eq!(ids(&changes.closed), [(2, 11), (3, 12)]);
+    assert!(Arc::ptr_eq(&first.engines[&MemberId(1)], &second.engines[&MemberId(1)]));
+}
+
+#[tokio::test]
+async fn only_connected_ready_engines_of_the_model_are_candidates() {
+    let draining = Member { state: MemberState::Draining, ..member(3, 3, &[("m", "r")]) };
+    let fleet = fleet([
+        ViewOp::PutMember(member(1, 1, &[("m", "r")])),
+        ViewOp::PutMember(member(2, 2, &[("other", "r")])),
+        ViewOp::PutMember(draining),
+        ViewOp::PutMember(member(4, 4, &[("m", "r")])),
+        ViewOp::PutModel(Model { name: "idle".into(), revision: "r".into() }),
+    ]);
+    assert_eq!(candidates(&fleet, "m", 0), Some(vec![1, 4]));
+    fleet.engines[&MemberId(1)].mark_down();
+    assert_eq!(candidates(&fleet, "m", 0), Some(vec![4]));
+    assert_eq!(candidates(&fleet, "idle", 0), Some(vec![]));
+    assert_eq!(candidates(&fleet, "unheard-of", 0), None);
+}
+
+#[tokio::test]
+async fn an_alias_splits_by_weight_among_targets_that_are_alive() {
+    let fleet = fleet([
+        ViewOp::PutMember(member(1, 1, &[("m", "old")])),
+        ViewOp::PutMember(member(2, 2, &[("m", "new")])),
+        alias(&[("m", Some("old"), 3), ("m", Some("new"), 1), ("gone", None, 96)]),
+    ]);
+    let mut counts = [0; 3];
+    for draw in 0..100 {
+        for id in candidates(&fleet, "alias", draw).unwrap() {
+            counts[usize::try_from(id).unwrap()] += 1;
+        }
+    }
+    assert_eq!(counts, [0, 75, 25]);
+    fleet.engines[&MemberId(1)].mark_down();
+    assert_eq!(candidates(&fleet, "alias", 0), Some(vec![2]));
+}
+
+#[tokio::test]
+async fn models_and_aliases_are_listed_once_in_order() {
+    let fleet = fleet([
+        ViewOp::PutMember(member(1, 1, &[("m", "r")])),
+        ViewOp::PutModel(Model { name: "m".into(), revision: "r".into() }),
+        ViewOp::PutModel(Model { name: "idle".into(), revision: "r".into() }),
+        alias(&[("m", None, 1)]),
+    ]);
+    let listed: Vec<_> = fleet
+        .listings()
+        .into_iter()
+        .map(|listing| (listing.name.to_string(), listing.context_tokens_max))
+        .collect();
+    let expected =
+        [("alias".to_owned(), Some(512)), ("idle".to_owned(), None), ("m".to_owned(), Some(512))];
+    assert_eq!(listed, expected);
+}

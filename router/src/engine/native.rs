@@ -1,0 +1,106 @@
+//! Calls to a native worker: the request's wire form, its metadata, and the typed reason when it fails.
+
+use std::time::Duration;
+
+use phalanx_proto::fault::{Fault, FaultCode};
+use phalanx_proto::generate::Event;
+use phalanx_proto::pb;
+use phalanx_proto::wire::from_status;
+use tonic::metadata::AsciiMetadataValue;
+use tonic::transport::Channel;
+use tonic::{Request, Status, Streaming};
+
+use super::{Engine, link};
+
+/// What goes beside a message: the time left and the trace it belongs to.
+#[derive(Clone, Debug)]
+pub(crate) struct CallMetadata {
+    pub(crate) timeout: Duration,
+    pub(crate) traceparent: Option<AsciiMetadataValue>,
+}
+
+/// The events of one generation; dropping it cancels the work.
+#[derive(Debug)]
+pub(crate) struct EventSource(Streaming<pb::GenerateEvent>);
+
+/// Starts a generation and returns with its first event.
+pub(crate) async fn generate(
+    engine: &Engine,
+    message: pb::GenerateRequest,
+    metadata: CallMetadata,
+) -> Result<(Event, EventSource), Fault> {
+    let channel = connected(engine)?;
+    let answer = link::client(channel).generate(request(message, metadata)).await;
+    let mut source = EventSource(answer.map_err(|status| fault(&status))?.into_inner());
+    let first = std::future::poll_fn(|cx| source.poll_event(cx)).await;
+    match first {
+        Some(Ok(event)) => Ok((event, source)),
+        Some(Err(fault)) => Err(fault),
+        None => Err(Fault::new(FaultCode::Unavailable, "answered without an event")),
+    }
+}
+
+/// Turns text or messages into token ids.
+pub(crate) async fn tokenize(
+    engine: &Engine,
+    message: pb::TokenizeRequest,
+    metadata: CallMetadata,
+) -> Result<pb::TokenizeResponse, Fault> {
+    let answer = link::client(connected(engine)?).tokenize(request(message, metadata)).await;
+    answer.map(tonic::Response::into_inner).map_err(|status| fault(&status))
+}
+
+/// Turns token ids into text.
+pub(crate) async fn detokenize(
+    engine: &Engine,
+    message: pb::DetokenizeRequest,
+    metadata: CallMetadata,
+) -> Result<pb::DetokenizeResponse, Fault> {
+    let answer = link::client(connected(engine)?).detokenize(request(message, metadata)).await;
+    answer.map(tonic::Response::into_inner).map_err(|status| fault(&status))
+}
+
+fn connected(engine: &Engine) -> Result<Channel, Fault> {
+    engine.channel().ok_or_else(|| Fault::new(FaultCode::Unavailable, "not connected"))
+}
+
+fn request<T>(message: T, metadata: CallMetadata) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(metadata.timeout);
+    if let Some(traceparent) = metadata.traceparent {
+        request.metadata_mut().insert("traceparent", traceparent);
+    }
+    request
+}
+
+/// A status that carries no details was made by the transport: the connection broke, whatever its code says.
+fn fault(status: &Status) -> Fault {
+    let mut fault = from_status(status);
+    let is_broken = matches!(
+        status.code(),
+        tonic::Code::Unknown | tonic::Code::Internal | tonic::Code::Cancelled
+    );
+    if is_broken && status.details().is_empty() {
+        fault.code = FaultCode::Unavailable;
+    }
+    fault
+}
+
+// === impl EventSource ===
+
+impl EventSource {
+    /// The next event; none when the worker closed the stream.
+    pub(crate) fn poll_event(
+        &mut self,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<Event, Fault>>> {
+        use futures::Stream;
+        std::pin::Pin::new(&mut self.0).poll_next(cx).map(|item| {
+            item.map(|message| {
+                Event::try_from(message.map_err(|status| fault(&status))?).map_err(|error| {
+                    Fault::new(FaultCode::Internal, format!("sent a bad event: {error}"))
+                })
+            })
+        })
+    }
+}
