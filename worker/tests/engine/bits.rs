@@ -5,7 +5,7 @@ use phalanx_kernels::cpu::CpuPath;
 use phalanx_proto::generate::Sampling;
 use phalanx_worker::engine::{RawEngine, SequenceRequest};
 
-use crate::harness::{Answer, Harness, greedy};
+use crate::harness::{Answer, Harness, available_paths, greedy};
 
 fn prompt(length: u32, salt: u32) -> Vec<u32> {
     (0..length).map(|at| 3 + (at * 37 + salt * 101) % 3000).collect()
@@ -46,7 +46,7 @@ fn assert_same_bits(actual: &Answer, expected: &Answer, how: &str) {
 
 #[test]
 fn logits_are_the_same_bits_in_any_company() {
-    for path in CpuPath::available() {
+    for path in available_paths() {
         let expected = alone(path, 2, RawEngine::default());
 
         let mut harness = Harness::new(path, 2, RawEngine::default());

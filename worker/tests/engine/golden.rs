@@ -4,7 +4,7 @@ use phalanx_kernels::cpu::CpuPath;
 use phalanx_worker::engine::{RawEngine, SequenceRequest};
 use serde_json::Value;
 
-use crate::harness::{Harness, demo_folder, greedy};
+use crate::harness::{Harness, available_paths, demo_folder, greedy};
 
 /// A golden prompt with what should come of it.
 struct Golden {
@@ -47,7 +47,7 @@ fn check_outputs(harness: &mut Harness, cases: &[Golden]) {
 
 #[test]
 fn every_path_draws_the_golden_tokens_from_the_golden_logits() {
-    for path in CpuPath::available() {
+    for path in available_paths() {
         let cases = golden();
         let mut harness = Harness::new(path, 2, RawEngine::default());
         let mut compared = 0;

@@ -119,3 +119,8 @@ pub(crate) fn greedy(prompt: &[u32], max_tokens: u32) -> SequenceRequest {
         cache_salt: Arc::from(""),
     }
 }
+
+/// Every instruction path that this machine has.
+pub(crate) fn available_paths() -> impl Iterator<Item = CpuPath> {
+    CpuPath::ALL.into_iter().filter(|path| path.is_available())
+}
