@@ -8,6 +8,8 @@
 //!     └─ simd: sixteen lanes on each CpuPath
 //! ```
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
 mod elementwise;
 mod linear;
@@ -27,6 +29,7 @@ pub use self::weight::Weight;
 use half::{bf16, f16};
 
 use self::pool::Pool;
+use self::weight::Elements;
 use crate::backend::{AttentionShape, Backend, DeviceError, KvShape, RopeTable};
 use crate::batch::Batch;
 use crate::host::{Dtype, HostMatrix, Summation};
@@ -37,6 +40,9 @@ use crate::sample::{SampleRow, Sampled};
 pub struct Cpu {
     pool: Pool,
     path: CpuPath,
+    /// Room for a product's activations, kept between products.
+    #[cfg(target_arch = "x86_64")]
+    activations: amx::Activations,
 }
 
 // === impl Cpu ===
@@ -46,7 +52,12 @@ impl Cpu {
     /// portable ones if this processor lacks them.
     pub fn new(threads: usize, path: CpuPath) -> Self {
         let path = if path.is_available() { path } else { CpuPath::Portable };
-        Self { pool: Pool::new(threads.max(1)), path }
+        Self {
+            pool: Pool::new(threads.max(1)),
+            path,
+            #[cfg(target_arch = "x86_64")]
+            activations: amx::Activations::default(),
+        }
     }
 
     /// The instructions in use.
@@ -131,6 +142,12 @@ impl Backend for Cpu {
     }
 
     fn linear(&mut self, x: &Tensor, weight: &Weight, out: &mut Tensor) {
+        assert_eq!(x.cols(), weight.inputs, "columns times {} inputs", weight.inputs);
+        #[cfg(target_arch = "x86_64")]
+        if let (CpuPath::Amx, Elements::Bf16(elements)) = (self.path, &weight.elements) {
+            amx::linear(&self.pool, &mut self.activations, x, (weight, elements), out);
+            return;
+        }
         linear::linear(&self.pool, self.path, x, weight, out);
     }
 

@@ -25,7 +25,6 @@ pub(super) const SHARD_LEVELS: usize = VIRTUAL_SHARDS.trailing_zeros() as usize 
 
 /// `out = x * weight^T`.
 pub(super) fn linear(pool: &Pool, path: CpuPath, x: &Tensor, weight: &Weight, out: &mut Tensor) {
-    assert_eq!(x.cols(), weight.inputs, "a product of {} by {} inputs", x.cols(), weight.inputs);
     let out = out.shape(x.rows(), weight.outputs);
     match &weight.elements {
         Elements::Bf16(elements) => Product::<bf16> { x, weight, elements }.run(pool, path, out),
