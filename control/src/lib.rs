@@ -1,1 +1,30 @@
-//! Crate.
+//! The control plane: a Raft group that knows which processes form the cluster, what they serve, and under
+//! which names.
+//!
+//! ```text
+//! workers, routers, operators ──gRPC──► service ──Command──► raft ──► state (pure) ──► feed ──► watchers
+//!                                          │                  └─► store: log, snapshots
+//!                                       leader ── leases that end (liveness, pure) ──► fences
+//! ```
+//!
+//! Reading order: [`command`] and [`state`] (what may change, and how), [`liveness`], `feed`, `service`,
+//! `leader`, `node` (what starts and stops all of it), `raft` and `store` (adapters).
+//!
+//! Deliberately absent: prompts, tokens and load, none of which this crate ever sees; and, outside `raft`, every
+//! type of the Raft library.
+#![forbid(unsafe_code)]
+
+pub mod command;
+mod config;
+mod feed;
+mod leader;
+pub mod liveness;
+mod node;
+mod raft;
+mod service;
+pub mod state;
+mod store;
+
+pub use self::config::{ConfigError, ControlConfig};
+pub use self::node::{Control, RunError, StartError};
+

@@ -1,0 +1,240 @@
+//! The watch: what changed in the cluster, for anybody who follows it, from wherever they left off.
+//!
+//! ```text
+//! apply ──► publish ──► History (pure: view, ring of deltas) ◄── events after (lineage, index) ── Subscriber
+//! ```
+//!
+//! A subscriber holds a position, not a queue, so a slow one costs no memory; when the ring has moved past
+//! its position its watch ends, and it must resume, with a snapshot.
+
+mod history;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use phalanx_proto::change::WatchEvent;
+use phalanx_proto::id::{Lineage, MemberId, ViewIndex};
+use phalanx_proto::view::{ClusterView, Member, ViewOp};
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
+
+pub(crate) use self::history::Position;
+use self::history::{History, Next};
+
+/// How often a subscriber hears that nothing changed: a fifth of the silence after which it looks for
+/// another node.
+const BOOKMARK_EVERY: Duration = Duration::from_secs(1);
+
+/// The feed of one node. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Feed(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    history: Mutex<History>,
+    /// Where the history ends; tells subscribers to look again.
+    end: watch::Sender<Position>,
+}
+
+/// One watch.
+#[derive(Debug)]
+pub(crate) struct Subscriber {
+    shared: Arc<Shared>,
+    end: watch::Receiver<Position>,
+    position: Position,
+    ready: VecDeque<WatchEvent>,
+    bookmark_at: Instant,
+}
+
+/// Why a watch cannot go on at this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum WatchError {
+    /// The node has no state to show.
+    #[error("this control node does not know its cluster yet")]
+    NotFounded,
+    /// The subscriber has seen more than this node.
+    #[error("this control node is at index {end}, behind the watcher's {after}")]
+    Behind {
+        /// What the subscriber has.
+        after: ViewIndex,
+        /// What the node has.
+        end: ViewIndex,
+    },
+    /// The subscriber was too slow.
+    #[error("the watch fell behind the deltas kept, resume it")]
+    TooSlow,
+    /// The node is shutting down.
+    #[error("this control node is shutting down")]
+    Closed,
+}
+
+// === impl Feed ===
+
+impl Feed {
+    pub(crate) fn new() -> Self {
+        let history = History::default();
+        let (end, _receiver) = watch::channel(history.end());
+        Self(Arc::new(Shared { history: Mutex::new(history), end }))
+    }
+
+    /// Moves the feed to `end`; `ops` are what changed there.
+    pub(crate) fn publish(&self, end: Position, ops: Vec<ViewOp>) {
+        let mut history = self.0.history.lock();
+        history.push(end, ops);
+        // Under the lock, so that ends are announced in order.
+        self.0.end.send_replace(end);
+    }
+
+    /// Replaces the whole view: for a snapshot installed.
+    pub(crate) fn reset(&self, view: ClusterView) {
+        let mut history = self.0.history.lock();
+        history.reset(view);
+        self.0.end.send_replace(history.end());
+    }
+
+    /// How far this node is.
+    pub(crate) fn end(&self) -> Position {
+        *self.0.end.borrow()
+    }
+
+    /// A member, if it is one.
+    pub(crate) fn member(&self, id: MemberId) -> Option<Member> {
+        self.0.history.lock().view().members.get(&id).cloned()
+    }
+
+    /// Looks at the view without copying it; nothing may wait within `look`.
+    pub(crate) fn with_view<T>(&self, look: impl FnOnce(&ClusterView) -> T) -> T {
+        look(self.0.history.lock().view())
+    }
+
+    /// Follows the feed from what the subscriber already has.
+    pub(crate) fn subscribe(&self, after: Position) -> Result<Subscriber, WatchError> {
+        let end = self.0.end.subscribe();
+        let known = *end.borrow();
+        if known.lineage == Lineage(0) {
+            return Err(WatchError::NotFounded);
+        }
+        let position = self.0.history.lock().resume(after)?;
+        let shared = Arc::clone(&self.0);
+        let bookmark_at = Instant::now() + BOOKMARK_EVERY;
+        Ok(Subscriber { shared, end, position, ready: VecDeque::new(), bookmark_at })
+    }
+}
+
+// === impl Subscriber ===
+
+impl Subscriber {
+    /// Waits for the next event: a change at once, else a bookmark when one is due.
+    pub(crate) async fn next(&mut self) -> Result<WatchEvent, WatchError> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Ok(event);
+            }
+            self.end.borrow_and_update();
+            match self.shared.history.lock().after(self.position) {
+                Next::Snapshot(view) => {
+                    self.position = Position { lineage: view.lineage, index: view.index };
+                    return Ok(WatchEvent::Snapshot(view));
+                }
+                Next::Deltas(deltas) => {
+                    if let Some(last) = deltas.last() {
+                        self.position.index = last.index;
+                    }
+                    self.ready = deltas.into_iter().map(WatchEvent::Delta).collect();
+                    continue;
+                }
+                Next::Nothing => {}
+                Next::Compacted => return Err(WatchError::TooSlow),
+            }
+            match timeout_at(self.bookmark_at, self.end.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_closed)) => return Err(WatchError::Closed),
+                Err(_elapsed) => {
+                    self.bookmark_at = Instant::now() + BOOKMARK_EVERY;
+                    if let Some(bookmark) = self.bookmark() {
+                        return Ok(bookmark);
+                    }
+                }
+            }
+        }
+    }
+
+    /// How far the feed is, if nothing happened since the last event.
+    fn bookmark(&mut self) -> Option<WatchEvent> {
+        let history = self.shared.history.lock();
+        let end = history.end();
+        let quiet = end.lineage == self.position.lineage
+            && matches!(history.after(self.position), Next::Nothing);
+        quiet.then(|| {
+            self.position = end;
+            WatchEvent::Bookmark(end.index)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use phalanx_proto::view::{Model, ViewDelta};
+
+    use super::*;
+
+    fn position(index: u64) -> Position {
+        Position { lineage: Lineage(7), index: ViewIndex(index) }
+    }
+
+    fn put(name: &str) -> Vec<ViewOp> {
+        vec![ViewOp::PutModel(Model { name: name.into(), revision: "r".into() })]
+    }
+
+    fn delta(index: u64, name: &str) -> WatchEvent {
+        WatchEvent::Delta(ViewDelta { index: ViewIndex(index), ops: put(name) })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_subscriber_gets_a_snapshot_then_each_change_once_then_bookmarks() {
+        let feed = Feed::new();
+        assert_eq!(feed.subscribe(Position::default()).unwrap_err(), WatchError::NotFounded);
+        feed.publish(position(3), put("a"));
+
+        let mut subscriber = feed.subscribe(Position::default()).unwrap();
+        let WatchEvent::Snapshot(view) = subscriber.next().await.unwrap() else {
+            panic!("the first event is a snapshot");
+        };
+        assert_eq!((view.lineage, view.index, view.models.len()), (Lineage(7), ViewIndex(3), 1));
+
+        feed.publish(position(4), put("b"));
+        feed.publish(position(5), Vec::new());
+        feed.publish(position(6), put("c"));
+        assert_eq!(subscriber.next().await, Ok(delta(4, "b")));
+        assert_eq!(subscriber.next().await, Ok(delta(6, "c")));
+        assert_eq!(subscriber.next().await, Ok(WatchEvent::Bookmark(ViewIndex(6))));
+        feed.publish(position(7), Vec::new());
+        assert_eq!(subscriber.next().await, Ok(WatchEvent::Bookmark(ViewIndex(7))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_of_lineage_reaches_open_watches_as_a_snapshot() {
+        let feed = Feed::new();
+        feed.publish(position(3), put("a"));
+        let mut subscriber = feed.subscribe(position(3)).unwrap();
+        let restored =
+            ClusterView { lineage: Lineage(8), index: ViewIndex(1), ..ClusterView::default() };
+        feed.reset(restored.clone());
+        assert_eq!(subscriber.next().await, Ok(WatchEvent::Snapshot(restored)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_subscriber_the_ring_has_passed_must_resume() {
+        let feed = Feed::new();
+        feed.publish(position(1), put("a"));
+        let mut subscriber = feed.subscribe(position(1)).unwrap();
+        for index in 2..=u64::try_from(history::DELTAS_MAX).unwrap() + 2 {
+            feed.publish(position(index), put("b"));
+        }
+        assert_eq!(subscriber.next().await, Err(WatchError::TooSlow));
+        let mut resumed = feed.subscribe(position(1)).unwrap();
+        assert!(matches!(resumed.next().await, Ok(WatchEvent::Snapshot(_))));
+    }
+}

@@ -1,0 +1,41 @@
+//! The adapters between the Raft library and this crate: no logic of the cluster is here, and no type of
+//! the library leaves this module.
+//!
+//! ```text
+//! service, leader ──► consensus ──► openraft ──► log ──► store        (on a runtime of its own)
+//!                                      │ └─────► machine ──► state, feed
+//!                                      └───────► network ──► peers
+//! ```
+
+mod config;
+mod consensus;
+mod convert;
+mod log;
+mod machine;
+mod network;
+
+pub(crate) use self::consensus::{
+    Consensus, ConsensusOptions, NodeStatus, ProposeError, StartConsensusError,
+};
+
+use crate::command::Command;
+use crate::state::Reply;
+
+openraft::declare_raft_types!(
+    /// The library's parameters. One leader per term, so that a term names its leader.
+    pub(crate) Types:
+        D = Command,
+        R = Reply,
+        NodeId = u64,
+        Node = openraft::BasicNode,
+        LeaderId = openraft::impls::leader_id_std::LeaderId<u64, u64>,
+);
+
+type LogId = openraft::type_config::alias::LogIdOf<Types>;
+type Vote = openraft::type_config::alias::VoteOf<Types>;
+type Entry = openraft::type_config::alias::EntryOf<Types>;
+type Membership = openraft::type_config::alias::StoredMembershipOf<Types>;
+type SnapshotMeta = openraft::type_config::alias::SnapshotMetaOf<Types>;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,44 @@
+//! The group's timings.
+
+use openraft::{Config, ConfigError, SnapshotPolicy};
+
+/// How often a leader is heard. The library's 50 ms is for a bench; this survives a slow disk and a busy node.
+const HEARTBEAT_MS: u64 = 200;
+
+/// Silence after which a follower stands, drawn anew for each campaign. A leader's lease is the longer one, so
+/// a failover takes about 2 s and one campaign.
+const ELECTION_MS_MIN: u64 = 1000;
+/// See [`ELECTION_MS_MIN`].
+const ELECTION_MS_MAX: u64 = 2000;
+
+/// A snapshot of the largest cluster is some 10 MB; this is that over a bad link.
+const INSTALL_SNAPSHOT_MS: u64 = 10_000;
+
+/// Entries between two snapshots: under a second of replay at start.
+const SNAPSHOT_EVERY: u64 = 10_000;
+
+/// Entries kept behind a snapshot, so that a node that was away briefly catches up without one, and a damaged
+/// snapshot can be done without. More than [`SNAPSHOT_EVERY`], for the latter.
+const KEPT_BEHIND_SNAPSHOT: u64 = 20_000;
+
+/// The library's configuration.
+pub(super) fn config() -> Result<Config, ConfigError> {
+    Config {
+        cluster_name: "phalanx".to_owned(),
+        heartbeat_interval: HEARTBEAT_MS,
+        election_timeout_min: ELECTION_MS_MIN,
+        election_timeout_max: ELECTION_MS_MAX,
+        install_snapshot_timeout: INSTALL_SNAPSHOT_MS,
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY),
+        max_in_snapshot_log_to_keep: KEPT_BEHIND_SNAPSHOT,
+        replication_lag_threshold: KEPT_BEHIND_SNAPSHOT,
+        // A node cut off must not come back with a term that unseats a working leader.
+        enable_pre_vote: Some(true),
+        // A restarted leader asks its peers first: they may have moved on.
+        enable_leader_restore: Some(false),
+        // A follower whose log went back has lost data, and must not vote again.
+        allow_log_reversion: Some(false),
+        ..Config::default()
+    }
+    .validate()
+}

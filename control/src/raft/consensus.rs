@@ -1,0 +1,305 @@
+//! The running Raft node, on threads of its own so that a flood of requests cannot starve its heartbeats.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::async_runtime::watch::WatchReceiver as _;
+use openraft::errors::{ClientWriteError, ForwardToLeader, InitializeError, RaftError};
+use openraft::{BasicNode, Raft, RaftMetrics, ReadPolicy};
+use parking_lot::Mutex;
+use phalanx_proto::id::NodeId;
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::log::Log;
+use super::machine::Machine;
+use super::network::SingleNode;
+use super::{Types, config};
+use crate::command::Command;
+use crate::feed::Feed;
+use crate::state::Reply;
+use crate::store::snapshot::SnapshotFolder;
+use crate::store::writer::{self, WriterThread};
+use crate::store::{LogStore as _, RedbStore, StoreError, chain};
+
+/// The longest a proposal may take: one election and one commit on a disk that is slow.
+const PROPOSE_WAIT_MAX: Duration = Duration::from_secs(4);
+
+/// The longest a stopping node waits for the disk.
+const STOP_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// Raft needs little: one thread runs its core, one its replication and snapshots.
+const RAFT_THREADS: usize = 2;
+
+type MetricsReceiver = openraft::type_config::alias::WatchReceiverOf<Types, RaftMetrics<Types>>;
+
+/// What a node is started from.
+#[derive(Debug)]
+pub(crate) struct ConsensusOptions {
+    pub(crate) node_id: NodeId,
+    /// How peers reach this node.
+    pub(crate) url: String,
+    pub(crate) data_dir: PathBuf,
+    /// Form a group of this node alone, unless it already has a state.
+    pub(crate) bootstrap: bool,
+}
+
+/// A running node. To be stopped with [`Consensus::stop`]; dropping it leaves its threads to end by
+/// themselves.
+#[derive(Debug)]
+pub(crate) struct Consensus {
+    raft: Raft<Types, Machine>,
+    handle: Handle,
+    /// Taken when the node stops.
+    threads: Mutex<Option<Threads>>,
+}
+
+#[derive(Debug)]
+struct Threads {
+    writer: WriterThread,
+    runtime: OwnRuntime,
+}
+
+/// What a node knows of its group.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct NodeStatus {
+    pub(crate) term: u64,
+    pub(crate) leader: Option<NodeId>,
+    pub(crate) last_applied: u64,
+    /// Every node's URL, and whether it votes.
+    pub(crate) nodes: BTreeMap<NodeId, (String, bool)>,
+}
+
+/// Why a node did not start.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartConsensusError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("cannot start the Raft threads")]
+    Threads(#[source] std::io::Error),
+    #[error("Raft refused to start: {0}")]
+    Raft(String),
+}
+
+/// Why a command was not applied, or perhaps was.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ProposeError {
+    #[error("this control node does not lead, {}", leader_text(*.leader))]
+    NotLeader { leader: Option<NodeId> },
+    #[error("no commit within {PROPOSE_WAIT_MAX:?}")]
+    Timeout,
+    #[error("Raft has stopped: {0}")]
+    Stopped(String),
+}
+
+fn leader_text(leader: Option<NodeId>) -> String {
+    leader.map_or_else(|| "and no leader is known".to_owned(), |id| format!("node {id} does"))
+}
+
+/// A runtime that may be dropped from async code.
+#[derive(Debug)]
+struct OwnRuntime(Option<Runtime>);
+
+// === impl Consensus ===
+
+impl Consensus {
+    /// Opens the data directory, recovers the state into `feed` and starts to take part.
+    pub(crate) async fn start(
+        options: ConsensusOptions,
+        feed: Feed,
+    ) -> Result<Self, StartConsensusError> {
+        let ConsensusOptions { node_id, url, data_dir, bootstrap } = options;
+        let opened = tokio::task::spawn_blocking(move || open(data_dir, node_id)).await;
+        let (log, folder, writer) = opened.map_err(|error| raft_error(&error))??;
+
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(RAFT_THREADS)
+            .thread_name("raft")
+            .enable_all()
+            .build()
+            .map_err(StartConsensusError::Threads)?;
+        let runtime = OwnRuntime(Some(runtime));
+        let config = Arc::new(config::config().map_err(|error| raft_error(&error))?);
+        let machine = Machine::new(folder, feed);
+        // Raft spawns its tasks on the runtime that starts it.
+        let start = Raft::new(node_id.0, config, SingleNode, log, machine);
+        let handle = runtime.handle();
+        let started = handle.spawn(start).await.map_err(|error| raft_error(&error))?;
+        let raft = started.map_err(|error| raft_error(&error))?;
+        let threads = Mutex::new(Some(Threads { writer, runtime }));
+        let consensus = Self { raft, handle, threads };
+        if bootstrap {
+            consensus.initialize(node_id, url).await?;
+        }
+        consensus.stand_when_alone(node_id).await?;
+        Ok(consensus)
+    }
+
+    /// Forms a group of this node alone. A node that already has a state keeps it.
+    async fn initialize(&self, node_id: NodeId, url: String) -> Result<(), StartConsensusError> {
+        let nodes = BTreeMap::from([(node_id.0, BasicNode { addr: url })]);
+        match self.raft.initialize(nodes).await {
+            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
+            Err(error) => Err(raft_error(&error)),
+        }
+    }
+
+    /// The only voter has nobody to wait for, so it need not sit out an election timeout.
+    async fn stand_when_alone(&self, node_id: NodeId) -> Result<(), StartConsensusError> {
+        if self.raft.voter_ids().eq([node_id.0]) {
+            self.raft.trigger().elect(false).await.map_err(|error| raft_error(&error))?;
+        }
+        Ok(())
+    }
+
+    /// Puts `command` into the log and waits for its outcome. After [`ProposeError::Timeout`] it may still
+    /// be applied.
+    pub(crate) async fn propose(&self, command: Command) -> Result<Reply, ProposeError> {
+        let written = timeout(PROPOSE_WAIT_MAX, self.raft.client_write(command)).await;
+        match written.map_err(|_elapsed| ProposeError::Timeout)? {
+            Ok(response) => Ok(response.data),
+            Err(RaftError::Fatal(fatal)) => Err(ProposeError::Stopped(chain(&fatal))),
+            Err(RaftError::APIError(
+                ClientWriteError::ForwardToLeader(forward)
+                | ClientWriteError::LogEntryDiscarded(forward),
+            )) => Err(not_leader(&forward)),
+            Err(RaftError::APIError(
+                error @ (ClientWriteError::ChangeMembershipError(_)
+                | ClientWriteError::PreconditionFailed(_)),
+            )) => Err(ProposeError::Stopped(error.to_string())),
+        }
+    }
+
+    /// Waits until this node, as the leader, has applied everything committed before the call.
+    pub(crate) async fn catch_up(&self) -> Result<(), ProposeError> {
+        let read = timeout(PROPOSE_WAIT_MAX, self.raft.ensure_linearizable(ReadPolicy::ReadIndex));
+        match read.await.map_err(|_elapsed| ProposeError::Timeout)? {
+            Ok(_read_log_id) => Ok(()),
+            Err(RaftError::Fatal(fatal)) => Err(ProposeError::Stopped(chain(&fatal))),
+            Err(RaftError::APIError(_error)) => {
+                Err(ProposeError::NotLeader { leader: self.status().leader })
+            }
+        }
+    }
+
+    /// The history's name, once the cluster is founded.
+    pub(crate) async fn cluster_id(&self) -> Option<String> {
+        let read = self.raft.with_state_machine(|machine| {
+            let id = machine.state().cluster_id().map(ToOwned::to_owned);
+            Box::pin(async move { id })
+        });
+        timeout(PROPOSE_WAIT_MAX, read).await.ok()?.ok()?
+    }
+
+    /// What this node knows of its group.
+    pub(crate) fn status(&self) -> NodeStatus {
+        status_of(&self.raft.metrics().borrow_watched())
+    }
+
+    /// Follows [`Consensus::status`] for as long as the node runs.
+    pub(crate) fn statuses(&self) -> watch::Receiver<NodeStatus> {
+        let mut metrics: MetricsReceiver = self.raft.metrics();
+        let (sender, receiver) = watch::channel(status_of(&metrics.borrow_watched()));
+        self.handle.spawn(async move {
+            while !sender.is_closed() && metrics.changed().await.is_ok() {
+                let status = status_of(&metrics.borrow_watched());
+                sender.send_if_modified(|current| {
+                    let changed = *current != status;
+                    *current = status;
+                    changed
+                });
+            }
+        });
+        receiver
+    }
+
+    /// Resolves, with the reason, when the node can no longer take part: the process has to end.
+    pub(crate) async fn failed(&self) -> String {
+        let mut metrics = self.raft.metrics();
+        loop {
+            if let Err(fatal) = &metrics.borrow_watched().running_state {
+                return chain(fatal);
+            }
+            if metrics.changed().await.is_err() {
+                return "Raft has ended".to_owned();
+            }
+        }
+    }
+
+    /// Stops the node; when this returns, the data directory is closed and free.
+    pub(crate) async fn stop(&self) {
+        match timeout(STOP_WAIT_MAX, self.raft.shutdown()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "Raft did not stop in order"),
+            Err(_elapsed) => tracing::warn!("Raft did not stop within {STOP_WAIT_MAX:?}"),
+        }
+        let Some(Threads { writer, mut runtime }) = self.threads.lock().take() else { return };
+        let closed = tokio::task::spawn_blocking(move || {
+            // The log's queue goes with the runtime's last task, and with the queue the writer.
+            if let Some(runtime) = runtime.0.take() {
+                runtime.shutdown_timeout(STOP_WAIT_MAX);
+            }
+            writer.join();
+        });
+        if timeout(STOP_WAIT_MAX * 2, closed).await.is_err() {
+            tracing::warn!("the log was not closed within {:?}", STOP_WAIT_MAX * 2);
+        }
+    }
+}
+
+// === impl OwnRuntime ===
+
+impl OwnRuntime {
+    fn handle(&self) -> Handle {
+        self.0.as_ref().expect("the runtime is taken only when this ends").handle().clone()
+    }
+}
+
+impl Drop for OwnRuntime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+fn open(
+    data_dir: PathBuf,
+    node_id: NodeId,
+) -> Result<(Log, SnapshotFolder, WriterThread), StoreError> {
+    std::fs::create_dir_all(&data_dir).map_err(|source| StoreError::File {
+        action: "create",
+        path: data_dir.clone(),
+        source,
+    })?;
+    let mut store = RedbStore::open(&data_dir, node_id)?;
+    let stored = store.load()?;
+    let folder = SnapshotFolder::open(data_dir.join("snapshots"))?;
+    let (queue, writer) = writer::start(store)?;
+    Ok((Log::new(stored, queue), folder, writer))
+}
+
+fn status_of(metrics: &RaftMetrics<Types>) -> NodeStatus {
+    let membership = metrics.membership_config.membership();
+    let voters: Vec<u64> = membership.voter_ids().collect();
+    let nodes = membership.nodes();
+    NodeStatus {
+        term: metrics.current_term,
+        leader: metrics.current_leader.map(NodeId),
+        last_applied: metrics.last_applied.map_or(0, |applied| applied.index),
+        nodes: nodes
+            .map(|(id, node)| (NodeId(*id), (node.addr.clone(), voters.contains(id))))
+            .collect(),
+    }
+}
+
+fn not_leader(forward: &ForwardToLeader<Types>) -> ProposeError {
+    ProposeError::NotLeader { leader: forward.leader_id.map(NodeId) }
+}
+
+fn raft_error(error: &dyn std::error::Error) -> StartConsensusError {
+    StartConsensusError::Raft(chain(error))
+}

@@ -1,0 +1,178 @@
+//! The state machine as the library sees it: applies committed entries to the [`State`], tells the feed, and
+//! keeps snapshots.
+
+use std::io;
+
+use futures::{Stream, StreamExt as _};
+use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
+use openraft::{EntryPayload, OptionalSend};
+use phalanx_proto::id::{Lineage, ViewIndex};
+
+use super::{Entry, LogId, Membership, SnapshotMeta, Types, convert};
+use crate::feed::{Feed, Position};
+use crate::state::{Reply, State};
+use crate::store::StoreError;
+use crate::store::record::{decode, encode};
+use crate::store::snapshot::{Snapshot, SnapshotFolder, SnapshotHeader};
+
+type LibrarySnapshot = openraft::type_config::alias::SnapshotOf<Types, Vec<u8>>;
+
+const WHAT: &str = "cluster state";
+
+/// The library's state machine.
+#[derive(Debug)]
+pub(super) struct Machine {
+    state: State,
+    applied: Option<LogId>,
+    membership: Membership,
+    folder: SnapshotFolder,
+    feed: Feed,
+}
+
+/// The machine as it was when a snapshot was asked for.
+#[derive(Debug)]
+pub(super) struct SnapshotBuilder {
+    state: State,
+    applied: Option<LogId>,
+    membership: Membership,
+    folder: SnapshotFolder,
+}
+
+// === impl Machine ===
+
+impl Machine {
+    /// An empty machine; the library installs the latest snapshot and replays the log.
+    pub(super) fn new(folder: SnapshotFolder, feed: Feed) -> Self {
+        let (state, applied, membership) = (State::default(), None, Membership::default());
+        Self { state, applied, membership, folder, feed }
+    }
+
+    pub(super) const fn state(&self) -> &State {
+        &self.state
+    }
+
+    fn apply_entry(&mut self, entry: Entry) -> Reply {
+        let index = ViewIndex(entry.log_id.index);
+        let (reply, ops) = match entry.payload {
+            EntryPayload::Normal(command) => {
+                let outcome = self.state.apply(index, &command);
+                (outcome.reply, outcome.ops)
+            }
+            EntryPayload::Blank => {
+                self.state.skip(index);
+                (Reply::Applied { index }, Vec::new())
+            }
+            EntryPayload::Membership(membership) => {
+                self.membership = Membership::new(Some(entry.log_id), membership);
+                self.state.skip(index);
+                (Reply::Applied { index }, Vec::new())
+            }
+        };
+        self.applied = Some(entry.log_id);
+        self.feed.publish(Position { lineage: self.state.view().lineage, index }, ops);
+        reply
+    }
+}
+
+impl RaftStateMachine<Types> for Machine {
+    type SnapshotData = Vec<u8>;
+    type SnapshotBuilder = SnapshotBuilder;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, Membership), io::Error> {
+        Ok((self.applied, self.membership.clone()))
+    }
+
+    async fn apply<S>(&mut self, mut entries: S) -> Result<(), io::Error>
+    where
+        S: Stream<Item = Result<EntryResponder<Types>, io::Error>> + Unpin + OptionalSend,
+    {
+        while let Some(item) = entries.next().await {
+            let (entry, responder) = item?;
+            let reply = self.apply_entry(entry);
+            if let Some(responder) = responder {
+                responder.send(reply);
+            }
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
+        SnapshotBuilder {
+            state: self.state.clone(),
+            applied: self.applied,
+            membership: self.membership.clone(),
+            folder: self.folder.clone(),
+        }
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        body: Vec<u8>,
+    ) -> Result<(), io::Error> {
+        let state: State = decode(WHAT, &body)?;
+        let snapshot = snapshot_of(&state, meta, body);
+        write(self.folder.clone(), snapshot).await?;
+        self.feed.reset(state.view().clone());
+        self.state = state;
+        self.applied = meta.last_log_id;
+        self.membership = meta.last_membership.clone();
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<LibrarySnapshot>, io::Error> {
+        let folder = self.folder.clone();
+        let latest = off_the_runtime(move || folder.latest()).await?;
+        Ok(latest.map(|Snapshot { header, body }| LibrarySnapshot {
+            meta: SnapshotMeta {
+                last_log_id: header.last.map(convert::log_id),
+                last_membership: convert::stored_membership(
+                    header.membership_at,
+                    header.membership,
+                ),
+            },
+            snapshot: body,
+        }))
+    }
+}
+
+// === impl SnapshotBuilder ===
+
+impl RaftSnapshotBuilder<Types> for SnapshotBuilder {
+    type SnapshotData = Vec<u8>;
+
+    async fn build_snapshot(&mut self) -> Result<LibrarySnapshot, io::Error> {
+        let body = encode(WHAT, &self.state)?;
+        let meta =
+            SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() };
+        write(self.folder.clone(), snapshot_of(&self.state, &meta, body.clone())).await?;
+        Ok(LibrarySnapshot { meta, snapshot: body })
+    }
+}
+
+fn snapshot_of(state: &State, meta: &SnapshotMeta, body: Vec<u8>) -> Snapshot {
+    let Lineage(lineage) = state.view().lineage;
+    let header = SnapshotHeader {
+        cluster_id: state.cluster_id().unwrap_or_default().to_owned(),
+        lineage,
+        last: meta.last_log_id.as_ref().map(convert::position),
+        membership: convert::membership_record(meta.last_membership.membership()),
+        membership_at: meta.last_membership.log_id().as_ref().map(convert::position),
+    };
+    Snapshot { header, body }
+}
+
+async fn write(folder: SnapshotFolder, snapshot: Snapshot) -> io::Result<()> {
+    off_the_runtime(move || folder.write(&snapshot)).await
+}
+
+/// Files are read and written on a thread that may block, so that heartbeats go on.
+async fn off_the_runtime<T>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> io::Result<T>
+where
+    T: Send + 'static,
+{
+    let result = tokio::task::spawn_blocking(work).await;
+    Ok(result.map_err(io::Error::other)??)
+}

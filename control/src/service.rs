@@ -1,0 +1,202 @@
+//! gRPC to commands and back. No decisions.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{Stream, StreamExt as _};
+use phalanx_chassis::drain::{Drain, Phase};
+use phalanx_proto::change::{Change, Registration};
+use phalanx_proto::fault::{Fault, FaultCode};
+use phalanx_proto::id::{Epoch, Lineage, MemberId, ViewIndex};
+use phalanx_proto::pb;
+use phalanx_proto::view::MemberState;
+use phalanx_proto::wire::to_status;
+use tonic::{Request, Response, Status};
+
+use crate::command::{Command, validate};
+use crate::feed::{Feed, Position, Subscriber, WatchError};
+use crate::leader::Leadership;
+use crate::raft::{Consensus, ProposeError};
+use crate::state::{Refusal, Reply};
+
+/// When a caller should try again after a refusal that an election may end.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// The service of one node.
+#[derive(Clone, Debug)]
+pub(crate) struct ControlService {
+    pub(crate) node_id: u64,
+    pub(crate) consensus: Arc<Consensus>,
+    pub(crate) leadership: Leadership,
+    pub(crate) feed: Feed,
+    pub(crate) drain: Drain,
+}
+
+type WatchEvents = Pin<Box<dyn Stream<Item = Result<pb::WatchEvent, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl pb::control_server::Control for ControlService {
+    async fn register(
+        &self,
+        request: Request<pb::RegisterRequest>,
+    ) -> Result<Response<pb::RegisterResponse>, Status> {
+        let response = self.do_register(request.into_inner()).await;
+        response.map(Response::new).map_err(|fault| to_status(&fault))
+    }
+
+    async fn heartbeat(
+        &self,
+        request: Request<pb::HeartbeatRequest>,
+    ) -> Result<Response<pb::HeartbeatResponse>, Status> {
+        let pb::HeartbeatRequest { member_id, epoch } = request.into_inner();
+        let state = self.do_heartbeat(MemberId(member_id), Epoch(epoch));
+        let state = state.map_err(|fault| to_status(&fault))?;
+        let state = pb::MemberState::from(state).into();
+        Ok(Response::new(pb::HeartbeatResponse { state }))
+    }
+
+    async fn submit(
+        &self,
+        request: Request<pb::SubmitRequest>,
+    ) -> Result<Response<pb::SubmitResponse>, Status> {
+        let response = self.do_submit(request.into_inner()).await;
+        response.map(Response::new).map_err(|fault| to_status(&fault))
+    }
+
+    type WatchStream = WatchEvents;
+
+    async fn watch(
+        &self,
+        request: Request<pb::WatchRequest>,
+    ) -> Result<Response<WatchEvents>, Status> {
+        let pb::WatchRequest { lineage, after_index } = request.into_inner();
+        let after = Position { lineage: Lineage(lineage), index: ViewIndex(after_index) };
+        let subscriber = self.feed.subscribe(after).map_err(|error| to_status(&error.into()))?;
+        let drain = self.drain.clone();
+        let until_drained = async move { drain.reached(Phase::Draining).await };
+        // An open watch must not hold up a shutdown.
+        Ok(Response::new(Box::pin(events(subscriber).take_until(until_drained))))
+    }
+
+    async fn status(
+        &self,
+        _request: Request<pb::StatusRequest>,
+    ) -> Result<Response<pb::StatusResponse>, Status> {
+        let status = self.consensus.status();
+        let members = status.nodes.into_iter().map(|(id, (url, votes))| {
+            let role = if votes { "voter" } else { "learner" };
+            pb::RaftMember { id: id.0, url, role: role.to_owned() }
+        });
+        Ok(Response::new(pb::StatusResponse {
+            node_id: self.node_id,
+            leader: status.leader.map_or(0, |leader| leader.0),
+            term: status.term,
+            last_applied: status.last_applied,
+            members: members.collect(),
+            lineage: self.feed.end().lineage.0,
+            cluster_id: self.consensus.cluster_id().await.unwrap_or_default(),
+        }))
+    }
+}
+
+// === impl ControlService ===
+
+impl ControlService {
+    async fn do_register(
+        &self,
+        request: pb::RegisterRequest,
+    ) -> Result<pb::RegisterResponse, Fault> {
+        let reply = self.propose(Command::Register(Registration::try_from(request)?)).await?;
+        let Reply::Registered { member_id, epoch } = reply else {
+            return Err(unexpected(&reply));
+        };
+        // The lease counts from the answer, not from the leader's next look at the members.
+        self.leadership.renew(member_id, epoch);
+        let timings = self.leadership.timings();
+        Ok(pb::RegisterResponse {
+            member_id: member_id.0,
+            epoch: epoch.0,
+            heartbeat_every_ms: millis(timings.heartbeat_every),
+            ttl_ms: millis(timings.ttl),
+        })
+    }
+
+    fn do_heartbeat(&self, id: MemberId, epoch: Epoch) -> Result<MemberState, Fault> {
+        self.check_established()?;
+        let member = self.feed.member(id).ok_or(Refusal::NotRegistered { member_id: id })?;
+        if member.epoch != epoch {
+            let current = member.epoch;
+            return Err(Refusal::StaleEpoch { member_id: id, epoch, current }.into());
+        }
+        self.leadership.renew(id, epoch);
+        Ok(member.state)
+    }
+
+    async fn do_submit(&self, request: pb::SubmitRequest) -> Result<pb::SubmitResponse, Fault> {
+        let pb::SubmitRequest { client, sequence, command } = request;
+        let command = command.ok_or_else(|| Fault::invalid("command", "command is missing"))?;
+        let change = Change::try_from(command)?;
+        match self.propose(Command::Submit { client, sequence, change }).await? {
+            Reply::Applied { index } => Ok(pb::SubmitResponse { index: index.0 }),
+            reply => Err(unexpected(&reply)),
+        }
+    }
+
+    async fn propose(&self, command: Command) -> Result<Reply, Fault> {
+        validate(&command)?;
+        self.check_established()?;
+        match self.consensus.propose(command).await? {
+            Reply::Refused(refusal) => Err(refusal.into()),
+            reply => Ok(reply),
+        }
+    }
+
+    /// Refuses what only an up-to-date leader can answer.
+    fn check_established(&self) -> Result<(), Fault> {
+        if self.leadership.is_established() {
+            return Ok(());
+        }
+        let leader = self.consensus.status().leader.filter(|leader| leader.0 != self.node_id);
+        Err(ProposeError::NotLeader { leader }.into())
+    }
+}
+
+fn events(subscriber: Subscriber) -> impl Stream<Item = Result<pb::WatchEvent, Status>> {
+    futures::stream::unfold(Some(subscriber), |subscriber| async {
+        let mut subscriber = subscriber?;
+        match subscriber.next().await {
+            Ok(event) => Some((Ok(event.into()), Some(subscriber))),
+            Err(error) => Some((Err(to_status(&error.into())), None)),
+        }
+    })
+}
+
+fn unexpected(reply: &Reply) -> Fault {
+    Fault::new(FaultCode::Internal, format!("command was answered with {reply:?}"))
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl From<ProposeError> for Fault {
+    fn from(error: ProposeError) -> Self {
+        let code = match error {
+            ProposeError::NotLeader { .. } | ProposeError::Stopped(_) => FaultCode::Unavailable,
+            ProposeError::Timeout => FaultCode::DeadlineExceeded,
+        };
+        Self::new(code, error.to_string()).with_retry_after(RETRY_AFTER)
+    }
+}
+
+impl From<WatchError> for Fault {
+    fn from(error: WatchError) -> Self {
+        let code = match error {
+            WatchError::NotFounded | WatchError::Behind { .. } => FaultCode::Unavailable,
+            WatchError::TooSlow => FaultCode::Overloaded,
+            WatchError::Closed => FaultCode::Draining,
+        };
+        Self::new(code, error.to_string()).with_retry_after(RETRY_AFTER)
+    }
+}

@@ -1,0 +1,88 @@
+//! What a node keeps on disk, in formats of its own: the log with the vote, and snapshots.
+//!
+//! ```text
+//! raft::log ── LogWrite ──► writer (one thread, one transaction for all that waits) ──► LogStore: redb
+//! raft::machine ──────────► snapshot (files: written whole, synced, renamed)
+//! ```
+//!
+//! No type of the Raft library is stored: see [`record`] for what is. Everything here blocks.
+
+pub(crate) mod record;
+mod redb;
+pub(crate) mod snapshot;
+pub(crate) mod writer;
+
+use std::io;
+use std::path::PathBuf;
+
+use self::record::{EntryRecord, LogPosition, VoteRecord};
+pub(crate) use self::redb::RedbStore;
+
+/// A durable log. Writes happen in the order given, all of them or none.
+pub(crate) trait LogStore: Send + 'static {
+    /// Everything stored.
+    fn load(&mut self) -> Result<StoredLog, StoreError>;
+
+    /// Applies `writes` in one transaction that is on disk when this returns.
+    fn commit(&mut self, writes: &[LogWrite]) -> Result<(), StoreError>;
+}
+
+/// One change of the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum LogWrite {
+    Vote(VoteRecord),
+    /// A hint that saves a restarted node from showing older state; see [`writer`] for when it is written.
+    Committed(Option<LogPosition>),
+    Append(Vec<EntryRecord>),
+    /// Keeps entries up to this index; none of them when there is no index.
+    TruncateAfter(Option<u64>),
+    /// Drops entries up to here.
+    Purge(LogPosition),
+}
+
+/// The log as it was stored.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct StoredLog {
+    pub(crate) vote: Option<VoteRecord>,
+    pub(crate) committed: Option<LogPosition>,
+    pub(crate) purged: Option<LogPosition>,
+    /// By index, without holes.
+    pub(crate) entries: Vec<EntryRecord>,
+}
+
+/// What can go wrong with the disk. None of it is retried: after a failed sync nobody knows what is on disk.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StoreError {
+    #[error("data directory is in use by another process: {path} is locked")]
+    Locked { path: PathBuf },
+    #[error("data directory belongs to control node {found}, not to {expected}")]
+    OtherNode { found: u64, expected: u64 },
+    #[error("{what} is of format version {found}, this build reads {expected}")]
+    Version { what: &'static str, found: u32, expected: u32 },
+    #[error("{what} is damaged: {reason}")]
+    Damaged { what: &'static str, reason: String },
+    #[error("cannot {action} {path}")]
+    File { action: &'static str, path: PathBuf, source: io::Error },
+    #[error("log store failed")]
+    Log(#[source] Box<::redb::Error>),
+    #[error("log store failed before: {first}")]
+    Latched { first: String },
+}
+
+impl From<StoreError> for io::Error {
+    fn from(error: StoreError) -> Self {
+        Self::other(chain(&error))
+    }
+}
+
+/// An error and its causes on one line, for errors that cross into a library that would drop the causes.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
