@@ -1,0 +1,225 @@
+//! The command line, made from the table of settings.
+
+use std::path::PathBuf;
+
+use clap::builder::NonEmptyStringValueParser;
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use phalanx_chassis::config::{ConfigFile, Kind, Resolved, Setting, Sources, resolve};
+
+use crate::failure::Failure;
+use crate::settings;
+
+/// The variable that names the configuration file.
+const CONFIG_VARIABLE: &str = "PHALANX_CONFIG";
+
+/// What the user asked for, resolved.
+#[derive(Debug)]
+pub(crate) enum Invocation {
+    /// All roles in one process.
+    Serve(Resolved),
+    /// One control node.
+    Control(Resolved),
+    /// One worker.
+    Worker(Resolved),
+    /// One router.
+    Router(Resolved),
+    /// A conversation; with a prompt, a single turn.
+    Chat(Resolved, Option<String>),
+    /// A check of one file.
+    CheckConfig(PathBuf),
+}
+
+/// The whole command line.
+pub(crate) fn command() -> Command {
+    Command::new("phalanx")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Serves large language models on a cluster, or on this machine alone")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(role("serve", "Run all roles in one process", settings::serve()))
+        .subcommand(role("control", "Run a control node", settings::control()))
+        .subcommand(role("worker", "Run a worker: one model on this machine", settings::worker()))
+        .subcommand(role("router", "Run a router: the HTTP front door", settings::router()))
+        .subcommand(role("chat", "Talk to a cluster in the terminal", settings::chat()).arg(
+            Arg::new("prompt").value_name("PROMPT").help("Say this, print the answer, and end"),
+        ))
+        .subcommand(
+            Command::new("check-config")
+                .about("Check a configuration file and print every fault in it")
+                .arg(config_argument())
+                .arg(
+                    Arg::new("file")
+                        .value_name("FILE")
+                        .help("The file to check, in place of --config"),
+                ),
+        )
+}
+
+fn role(name: &'static str, about: &'static str, settings: Vec<&'static Setting>) -> Command {
+    Command::new(name)
+        .about(about)
+        .after_help(
+            "A flag beats the environment, the environment beats the file, the file beats the default.",
+        )
+        .arg(config_argument())
+        .args(settings.into_iter().map(argument))
+}
+
+fn config_argument() -> Arg {
+    Arg::new("config")
+        .long("config")
+        .value_name("FILE")
+        .value_parser(NonEmptyStringValueParser::new())
+        .help(format!("Read settings from this TOML file [env: {CONFIG_VARIABLE}]"))
+}
+
+fn argument(setting: &'static Setting) -> Arg {
+    let mut help = setting.help.to_owned();
+    match setting.kind {
+        Kind::Integer { .. } | Kind::OneOf(_) | Kind::Only(_) => {
+            help = format!("{help}: {}", setting.kind.expected());
+        }
+        Kind::Text
+        | Kind::Path
+        | Kind::Address
+        | Kind::Url
+        | Kind::Urls
+        | Kind::Peers
+        | Kind::LogFilter
+        | Kind::Switch => {}
+    }
+    if let Some(default) = setting.default {
+        help = format!("{help} [default: {default}]");
+    }
+    help =
+        format!("{help} [env: {}] [file: {}.{}]", setting.variable(), setting.section, setting.key);
+    let argument = Arg::new(setting.key)
+        .long(setting.flag())
+        .value_name(setting.kind.value_name())
+        .action(ArgAction::Set)
+        .allow_hyphen_values(true)
+        .help(help);
+    if setting.kind == Kind::Switch {
+        return argument.num_args(0..=1).require_equals(true).default_missing_value("true");
+    }
+    argument
+}
+
+/// Turns a parsed command line into an invocation; `environment` looks variables up.
+///
+/// # Errors
+/// Every fault of flags, environment and file.
+pub(crate) fn resolve_invocation(
+    matches: &ArgMatches,
+    environment: &dyn Fn(&str) -> Option<String>,
+) -> Result<Invocation, Failure> {
+    let Some((name, matches)) = matches.subcommand() else {
+        return Err(Failure::usage("a command is required"));
+    };
+    let file = matches
+        .get_one::<String>("config")
+        .cloned()
+        .or_else(|| environment(CONFIG_VARIABLE).filter(|path| !path.is_empty()));
+    let resolved = |settings: Vec<&'static Setting>| {
+        resolve_settings(matches, environment, file.as_deref(), &settings)
+    };
+    match name {
+        "serve" => resolved(settings::serve()).map(Invocation::Serve),
+        "control" => resolved(settings::control()).map(Invocation::Control),
+        "worker" => resolved(settings::worker()).map(Invocation::Worker),
+        "router" => resolved(settings::router()).map(Invocation::Router),
+        "chat" => {
+            let prompt = matches.get_one::<String>("prompt").cloned();
+            resolved(settings::chat()).map(|settings| Invocation::Chat(settings, prompt))
+        }
+        "check-config" => matches
+            .get_one::<String>("file")
+            .cloned()
+            .or_else(|| file.clone())
+            .map(|path| Invocation::CheckConfig(PathBuf::from(path)))
+            .ok_or_else(|| Failure::usage("check-config needs a file: phalanx check-config FILE")),
+        other => Err(Failure::usage(format!("unknown command {other}"))),
+    }
+}
+
+fn resolve_settings(
+    matches: &ArgMatches,
+    environment: &dyn Fn(&str) -> Option<String>,
+    file: Option<&str>,
+    settings: &[&'static Setting],
+) -> Result<Resolved, Failure> {
+    let file = file
+        .map(|path| ConfigFile::read(path.as_ref()))
+        .transpose()
+        .map_err(|fault| Failure::usage(fault.to_string()))?;
+    let sources = Sources {
+        flag: &|setting| matches.get_one::<String>(setting.key).cloned(),
+        environment,
+        file: file.as_ref(),
+    };
+    resolve(settings::ALL, settings, &sources)
+        .map_err(|faults| Failure::Usage(faults.iter().map(ToString::to_string).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn invoke(words: &[&str], variables: &[(&str, &str)]) -> Result<Invocation, Vec<String>> {
+        let words = std::iter::once("phalanx").chain(words.iter().copied());
+        let matches = command().try_get_matches_from(words).unwrap();
+        let environment = |name: &str| {
+            variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+        };
+        resolve_invocation(&matches, &environment).map_err(|failure| failure.lines().to_vec())
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn flags_and_environment_meet_in_the_settings() {
+        let variables = [("PHALANX_MODEL", "folder"), ("PHALANX_LISTEN", "0.0.0.0:1")];
+        let invocation = invoke(&["serve", "--listen", "127.0.0.1:0"], &variables).unwrap();
+        let Invocation::Serve(settings) = invocation else { panic!("{invocation:?}") };
+        assert_eq!(settings.text(&settings::ROUTER_LISTEN), Some("127.0.0.1:0"));
+        assert_eq!(settings.text(&settings::WORKER_MODEL), Some("folder"));
+        assert_eq!(settings.integer(&settings::WORKER_COUNT), Some(1));
+    }
+
+    #[test]
+    fn a_switch_is_on_when_named() {
+        for (words, expected) in [
+            (&["control", "--bootstrap"][..], true),
+            (&["control", "--bootstrap=false"], false),
+            (&["control"], false),
+        ] {
+            let invocation = invoke(words, &[]).unwrap();
+            let Invocation::Control(settings) = invocation else { panic!("{invocation:?}") };
+            assert_eq!(settings.is_on(&settings::CONTROL_BOOTSTRAP), expected);
+        }
+    }
+
+    #[test]
+    fn every_bad_option_is_named() {
+        let words = ["serve", "--workers", "0", "--device", "cuda", "--listen", "nowhere"];
+        let lines = invoke(&words, &[("PHALANX_TP", "2")]).unwrap_err();
+        assert_eq!(lines.len(), 4, "{lines:?}");
+        for (line, start) in lines.iter().zip([
+            "--listen nowhere: must be HOST:PORT",
+            "--workers 0: must be a whole number from 1 to 64",
+            "--device cuda: must be cpu: other values are not available",
+            "PHALANX_TP=2: must be 1: other values are not available",
+        ]) {
+            assert!(line.starts_with(start), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let lines = invoke(&["router", "--config", "/nowhere/phalanx.toml"], &[]).unwrap_err();
+        assert!(lines[0].starts_with("/nowhere/phalanx.toml: cannot be read"), "{lines:?}");
+    }
+}

@@ -1,0 +1,54 @@
+//! Telling others that this process is there: a file for programs, a wait for the whole path.
+
+use std::path::Path;
+use std::time::Duration;
+
+use phalanx_chassis::config::Resolved;
+use serde_json::Value;
+
+use crate::failure::Failure;
+use crate::http_client::HttpClient;
+use crate::settings;
+
+/// Between two looks at a router that is not ready: short against what people notice.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// How long the path from router to worker may take to come up once all of it listens: an election takes
+/// at most 2 s and a registration as long again; the rest is for slow disks.
+const READY_MAX: Duration = Duration::from_secs(60);
+/// How long one look may take.
+const LOOK_MAX: Duration = Duration::from_secs(5);
+
+/// Writes `--ready-file`, if one was asked for. Whoever sees the file sees all of it.
+///
+/// # Errors
+/// When it cannot be written.
+pub(crate) fn write_ready_file(resolved: &Resolved, addresses: &Value) -> Result<(), Failure> {
+    let Some(path) = resolved.text(&settings::READY_FILE).map(Path::new) else { return Ok(()) };
+    let mut unfinished = path.as_os_str().to_owned();
+    unfinished.push(".unfinished");
+    std::fs::write(&unfinished, addresses.to_string())
+        .and_then(|()| std::fs::rename(&unfinished, path))
+        .map_err(|error| {
+            Failure::Failed(format!("cannot write the ready file {}: {error}", path.display()))
+        })
+}
+
+/// Waits until the router at `url` can serve a request.
+///
+/// # Errors
+/// When it cannot for too long.
+pub(crate) async fn wait_until_ready(url: &str) -> Result<(), Failure> {
+    let client = HttpClient::new(url);
+    let ready = async {
+        loop {
+            let answer = client.get("/health/ready", LOOK_MAX).await;
+            if answer.is_ok_and(|answer| answer.status().is_success()) {
+                return;
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    };
+    tokio::time::timeout(READY_MAX, ready).await.map_err(|_elapsed| {
+        Failure::Failed(format!("nothing was ready to serve within {} s", READY_MAX.as_secs()))
+    })
+}

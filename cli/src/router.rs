@@ -1,0 +1,80 @@
+//! `phalanx router`: the HTTP front door.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use phalanx_chassis::config::Resolved;
+use phalanx_chassis::control_client::ControlClient;
+use phalanx_chassis::metrics::Metrics;
+use phalanx_chassis::watch::ViewWatch;
+use phalanx_router::{RawRouter, Router, RouterConfig};
+use serde_json::json;
+
+use crate::failure::{Failure, chain};
+use crate::ready::write_ready_file;
+use crate::roles::{Role, Roles};
+use crate::{settings, start_logs};
+
+/// Runs a router until it is drained.
+///
+/// # Errors
+/// When it cannot start, or ends by itself.
+pub(crate) async fn run(resolved: &Resolved) -> Result<(), Failure> {
+    start_logs(resolved)?;
+    let mut roles = Roles::new()?;
+    let control = resolved.list(&settings::ROUTER_CONTROL);
+    let Some(address) = start(&mut roles, resolved, control, &Metrics::default()).await? else {
+        return Ok(());
+    };
+    let url = format!("http://{address}");
+    tracing::info!(%url, ?control, "router listens");
+    write_ready_file(resolved, &json!({"listen": url}))?;
+    roles.run().await
+}
+
+/// Binds a router that follows the nodes at `control`, and runs it; `None` when a signal came first.
+///
+/// # Errors
+/// When it cannot start.
+pub(crate) async fn start(
+    roles: &mut Roles,
+    resolved: &Resolved,
+    control: &[String],
+    metrics: &Metrics,
+) -> Result<Option<SocketAddr>, Failure> {
+    let config = RouterConfig::try_from(raw(resolved))
+        .map_err(|faults| Failure::Usage(faults.iter().map(ToString::to_string).collect()))?;
+    let client = ControlClient::new(control)
+        .map_err(|error| Failure::usage(format!("--control: {error}")))?;
+    let view_file = resolved.text(&settings::ROUTER_VIEW_FILE).map(PathBuf::from);
+    let view = Arc::new(ViewWatch::start(client, view_file));
+    let drain = roles.drain(Role::Router);
+    let bind = async {
+        Router::bind(config, view.view(), metrics, drain)
+            .await
+            .map_err(|error| Failure::Failed(format!("the router cannot start: {}", chain(&error))))
+    };
+    let Some(router) = roles.during(bind).await? else { return Ok(None) };
+    let followed = Arc::clone(&view);
+    let router = router.with_staleness(move || followed.staleness());
+    let address = router.local_addr();
+    roles.start(Role::Router, async move {
+        router.run().await;
+        drop(view); // followed to the end: live streams are retried on workers of the latest view
+        Ok(())
+    });
+    Ok(Some(address))
+}
+
+fn raw(resolved: &Resolved) -> RawRouter {
+    RawRouter {
+        listen: resolved.text(&settings::ROUTER_LISTEN).map(str::to_owned),
+        body_bytes_max: resolved.integer(&settings::ROUTER_BODY_BYTES),
+        concurrency_max: resolved.integer(&settings::ROUTER_CONCURRENCY),
+        connections_max: resolved.integer(&settings::ROUTER_CONNECTIONS),
+        request_timeout_ms: resolved.integer(&settings::ROUTER_TIMEOUT),
+        request_timeout_ms_max: resolved.integer(&settings::ROUTER_TIMEOUT_MAX),
+        drain_timeout_ms: resolved.integer(&settings::ROUTER_DRAIN_TIMEOUT),
+    }
+}

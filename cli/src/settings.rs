@@ -1,0 +1,221 @@
+//! Every option of every command, in one table: flags, help, environment, file and limits come from here.
+
+use phalanx_chassis::config::{Kind, Setting};
+
+/// Where control listens, and where the others look for it, unless told otherwise.
+const CONTROL_ADDRESS_DEFAULT: &str = "127.0.0.1:7400";
+
+macro_rules! settings {
+    ($($(#[$doc:meta])* $name:ident = [$section:ident] $key:ident: $kind:expr, $default:expr, $help:expr;)*) => {
+        $(
+            #[doc = $help]
+            pub(crate) static $name: Setting = Setting {
+                section: stringify!($section),
+                key: stringify!($key),
+                kind: $kind,
+                default: $default,
+                help: $help,
+            };
+        )*
+
+        /// The whole table: what a configuration file may hold.
+        pub(crate) static ALL: &[&Setting] = &[$(&$name),*];
+    };
+}
+
+const COUNT: Kind = Kind::Integer { min: 1, max: u32::MAX as u64 };
+
+settings! {
+    ROUTER_LISTEN = [router] listen: Kind::Address, Some("127.0.0.1:8080"),
+        "Where clients are served over HTTP";
+    ROUTER_CONTROL = [router] control: Kind::Urls, Some("http://127.0.0.1:7400"),
+        "Control nodes to follow";
+    ROUTER_AUTH = [router] auth: Kind::Only("off"), Some("off"),
+        "Whether clients need a key";
+    ROUTER_VIEW_FILE = [router] view_file: Kind::Path, None,
+        "Where the last known cluster is kept, for a start while no control node answers";
+    ROUTER_BODY_BYTES = [router] body_bytes_max: Kind::Integer { min: 1 << 10, max: 8 << 20 }, None,
+        "Largest request body in bytes (default: 8388608)";
+    ROUTER_CONCURRENCY = [router] concurrency_max: Kind::Integer { min: 1, max: 1 << 20 }, None,
+        "Most requests in progress at once (default: 8192)";
+    ROUTER_CONNECTIONS = [router] connections_max: Kind::Integer { min: 1, max: 1 << 20 }, None,
+        "Most open client connections (default: 16384)";
+    ROUTER_TIMEOUT = [router] request_timeout_ms: Kind::Integer { min: 1, max: 86_400_000 }, None,
+        "How long a request may take when the client does not say (default: 600000)";
+    ROUTER_TIMEOUT_MAX = [router] request_timeout_ms_max: Kind::Integer { min: 1, max: 86_400_000 }, None,
+        "The longest time a client may ask for (default: 3600000)";
+    ROUTER_DRAIN_TIMEOUT = [router] drain_timeout_ms: Kind::Integer { min: 0, max: 3_600_000 }, None,
+        "How long live streams may go on once the process drains (default: 120000)";
+
+    CONTROL_NODE_ID = [control] node_id: COUNT, Some("1"),
+        "This node's id within the control group";
+    CONTROL_LISTEN = [control] listen: Kind::Address, Some(CONTROL_ADDRESS_DEFAULT),
+        "Where peers, workers and routers reach this node over gRPC";
+    CONTROL_PEERS = [control] peers: Kind::Peers, None,
+        "All nodes of the control group, this one included; a single node needs none";
+    CONTROL_DATA_DIR = [control] data_dir: Kind::Path, None,
+        "Where the control state is kept (default: phalanx-data; serve: a temporary folder)";
+    CONTROL_BOOTSTRAP = [control] bootstrap: Kind::Switch, Some("false"),
+        "Form the group, if this node has no state yet";
+
+    WORKER_CONTROL = [worker] control: Kind::Urls, Some("http://127.0.0.1:7400"),
+        "Control nodes to register with";
+    WORKER_LISTEN = [worker] listen: Kind::Address, Some("127.0.0.1:7500"),
+        "Where routers reach this worker over gRPC";
+    WORKER_ADVERTISE = [worker] advertise: Kind::Url, None,
+        "The URL that routers are told to dial (default: the bound address)";
+    WORKER_ZONE = [worker] zone: Kind::Text, None,
+        "The failure domain this worker is in";
+    WORKER_MODEL = [worker] model: Kind::Path, None,
+        "The model: a Hugging Face folder (default: models/demo-llm)";
+    WORKER_MODEL_NAME = [worker] model_name: Kind::Text, None,
+        "The name that clients ask for (default: the folder's name)";
+    WORKER_COUNT = [worker] workers: Kind::Integer { min: 1, max: 64 }, Some("1"),
+        "How many workers serve runs; the threads are divided among them";
+    WORKER_THREADS = [worker] threads: Kind::Integer { min: 1, max: 1024 }, None,
+        "CPU threads for the model (default: all cores)";
+    WORKER_CPU_PATH = [worker] cpu_path: Kind::Text, Some("auto"),
+        "Instruction set of the CPU's operations; auto takes the fastest there is";
+    WORKER_DEVICE = [worker] device: Kind::Only("cpu"), Some("cpu"),
+        "What the model runs on";
+    WORKER_TP = [worker] tp: Kind::Only("1"), Some("1"),
+        "Ranks that share the model by tensor parallelism";
+    WORKER_KV_BLOCKS = [worker] kv_blocks: Kind::Integer { min: 2, max: 1 << 26 }, None,
+        "KV cache in blocks of 16 tokens (default: as many as kv-memory-mib holds)";
+    WORKER_KV_MEMORY = [worker] kv_memory_mib: Kind::Integer { min: 1, max: 1 << 24 }, None,
+        "Memory for the KV cache in MiB (default: 512)";
+    WORKER_STEP_TOKENS = [worker] step_tokens_max: Kind::Integer { min: 1, max: 65_536 }, None,
+        "Most tokens computed in one step (default: 512)";
+    WORKER_RUNNING = [worker] running_max: Kind::Integer { min: 1, max: 65_536 }, None,
+        "Most sequences computed in one step (default: 64, at most step-tokens-max)";
+    WORKER_WAITING = [worker] waiting_max: Kind::Integer { min: 1, max: 1 << 20 }, None,
+        "Most sequences waiting for a place (default: 1024)";
+    WORKER_PREFIX_CACHE = [worker] prefix_cache: Kind::OneOf(&["on", "off"]), Some("on"),
+        "Whether computed prefixes are kept for later requests";
+
+    LOG_FORMAT = [telemetry] log_format: Kind::OneOf(&["text", "json"]), None,
+        "How logs are written to stderr (default: text on a terminal, json otherwise)";
+    LOG_LEVEL = [telemetry] log_level: Kind::LogFilter, Some("info"),
+        "Which logs are written";
+    METRICS_LISTEN = [telemetry] metrics_listen: Kind::Address, None,
+        "Where /metrics and /health are served by a process without a router (default: nowhere)";
+    READY_FILE = [telemetry] ready_file: Kind::Path, None,
+        "A file to write once this process listens: JSON with the bound addresses";
+
+    CHAT_URL = [chat] url: Kind::Url, Some("http://127.0.0.1:8080"),
+        "The router to talk to";
+    CHAT_MODEL_NAME = [chat] model_name: Kind::Text, None,
+        "The model to talk to (default: the first one served)";
+    CHAT_SYSTEM = [chat] system: Kind::Text, None,
+        "A system prompt to open the conversation with";
+    CHAT_MAX_TOKENS = [chat] max_tokens: COUNT, None,
+        "Most tokens of an answer (default: as many as the context holds)";
+}
+
+static LOGS: [&Setting; 2] = [&LOG_FORMAT, &LOG_LEVEL];
+static ROUTING: [&Setting; 7] = [
+    &ROUTER_AUTH,
+    &ROUTER_BODY_BYTES,
+    &ROUTER_CONCURRENCY,
+    &ROUTER_CONNECTIONS,
+    &ROUTER_TIMEOUT,
+    &ROUTER_TIMEOUT_MAX,
+    &ROUTER_DRAIN_TIMEOUT,
+];
+static ENGINE: [&Setting; 9] = [
+    &WORKER_CPU_PATH,
+    &WORKER_DEVICE,
+    &WORKER_TP,
+    &WORKER_KV_BLOCKS,
+    &WORKER_KV_MEMORY,
+    &WORKER_STEP_TOKENS,
+    &WORKER_RUNNING,
+    &WORKER_WAITING,
+    &WORKER_PREFIX_CACHE,
+];
+
+/// The options of `phalanx serve`.
+pub(crate) fn serve() -> Vec<&'static Setting> {
+    let own = [
+        &ROUTER_LISTEN,
+        &WORKER_MODEL,
+        &WORKER_MODEL_NAME,
+        &WORKER_COUNT,
+        &WORKER_THREADS,
+        &CONTROL_DATA_DIR,
+        &READY_FILE,
+    ];
+    own.into_iter().chain(ROUTING).chain(ENGINE).chain(LOGS).collect()
+}
+
+/// The options of `phalanx control`.
+pub(crate) fn control() -> Vec<&'static Setting> {
+    let own = [
+        &CONTROL_NODE_ID,
+        &CONTROL_LISTEN,
+        &CONTROL_PEERS,
+        &CONTROL_DATA_DIR,
+        &CONTROL_BOOTSTRAP,
+        &METRICS_LISTEN,
+        &READY_FILE,
+    ];
+    own.into_iter().chain(LOGS).collect()
+}
+
+/// The options of `phalanx worker`.
+pub(crate) fn worker() -> Vec<&'static Setting> {
+    let own = [
+        &WORKER_CONTROL,
+        &WORKER_LISTEN,
+        &WORKER_ADVERTISE,
+        &WORKER_ZONE,
+        &WORKER_MODEL,
+        &WORKER_MODEL_NAME,
+        &WORKER_THREADS,
+        &METRICS_LISTEN,
+        &READY_FILE,
+    ];
+    own.into_iter().chain(ENGINE).chain(LOGS).collect()
+}
+
+/// The options of `phalanx router`.
+pub(crate) fn router() -> Vec<&'static Setting> {
+    let own = [&ROUTER_CONTROL, &ROUTER_LISTEN, &ROUTER_VIEW_FILE, &READY_FILE];
+    own.into_iter().chain(ROUTING).chain(LOGS).collect()
+}
+
+/// The options of `phalanx chat`. It shows a conversation, not logs.
+pub(crate) fn chat() -> Vec<&'static Setting> {
+    vec![&CHAT_URL, &CHAT_MODEL_NAME, &CHAT_SYSTEM, &CHAT_MAX_TOKENS]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_default_is_a_value_that_its_setting_accepts() {
+        for setting in ALL {
+            if let Some(default) = setting.default {
+                let parsed = setting.kind.parse(default);
+                assert!(parsed.is_ok(), "[{}] {}: {parsed:?}", setting.section, setting.key);
+            }
+        }
+    }
+
+    #[test]
+    fn no_key_is_listed_twice_and_every_setting_belongs_to_a_command() {
+        let keys: BTreeSet<_> = ALL.iter().map(|setting| (setting.section, setting.key)).collect();
+        assert_eq!(keys.len(), ALL.len());
+        let commands = [serve(), control(), worker(), router(), chat()];
+        for settings in &commands {
+            let flags: BTreeSet<_> = settings.iter().map(|setting| setting.flag()).collect();
+            assert_eq!(flags.len(), settings.len(), "a command has two options of one name");
+        }
+        let offered: BTreeSet<_> =
+            commands.iter().flatten().map(|setting| (setting.section, setting.key)).collect();
+        assert_eq!(offered, keys);
+    }
+}
