@@ -1,6 +1,8 @@
-//! The real model on the real backend, without a network: golden outputs, and the promise that a request's
-//! bits do not depend on its company.
+//! The real model on the real backend, without a network: golden outputs, the promise that a request's
+//! bits do not depend on its company, and the errors of folders
+//! that cannot be served.
 
+mod bad_folders;
 mod bits;
 mod golden;
 mod harness;
