@@ -73,15 +73,16 @@ where
 impl<F: Format> SseStream<F> {
     /// Frames for `answers`; an error inside the stream is noted in `record`.
     pub(crate) fn new(answers: Answers, format: F, style: Style, record: RequestRecord) -> Self {
+        let Style { head, usage, ids } = style;
         let mut prefix = BytesMut::with_capacity(256);
         prefix.extend_from_slice(b"data: ");
-        style.head.write(&mut prefix, F::CHUNK_OBJECT);
+        head.write(&mut prefix, F::CHUNK_OBJECT);
         let frames = Frames {
             format,
-            ids: style.ids,
-            usage: style.usage,
+            ids,
+            usage,
             prefix: prefix.freeze(),
-            suffix: match style.usage {
+            suffix: match usage {
                 StreamUsage::Included => b"],\"usage\":null}\n\n",
                 StreamUsage::Omitted => b"]}\n\n",
             },
