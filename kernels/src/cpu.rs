@@ -16,6 +16,7 @@ mod linear;
 mod memory;
 mod path;
 mod pool;
+pub mod probe;
 mod sample;
 mod simd;
 mod tensor;
