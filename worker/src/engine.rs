@@ -23,10 +23,10 @@ use phalanx_proto::fault::{Fault, FaultCode};
 use tokio::sync::{mpsc, watch};
 
 pub use self::config::{EngineConfig, EngineConfigError, KvSize, PrefixCaching, RawEngine};
+use self::handle::Mail;
 pub use self::handle::{
     EngineHandle, EngineLoad, SequenceEvent, SequenceRequest, SequenceStream, TokenFinish,
 };
-use self::handle::Mail;
 use self::scheduler::{Progress, Scheduler};
 use self::sequence::SequenceId;
 use crate::executor::Executor;
@@ -206,7 +206,8 @@ where
                 (SequenceEvent::Token { id: token, logprobs, finish }, finish.is_some())
             }
             Progress::Numerical => {
-                let message = "the model's logits cannot be sampled (NaN, or every token is banned)";
+                let message =
+                    "the model's logits cannot be sampled (NaN, or every token is banned)";
                 (SequenceEvent::Failed(Fault::new(FaultCode::Numerical, message)), true)
             }
         };

@@ -4,10 +4,10 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
+use phalanx_kernels::Backend as _;
 use phalanx_kernels::batch::BLOCK_TOKENS;
 use phalanx_kernels::collective::Solo;
 use phalanx_kernels::cpu::{Cpu, CpuPath};
-use phalanx_kernels::Backend as _;
 use phalanx_proto::id::Revision;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -113,7 +113,8 @@ fn kv_blocks(config: &ModelConfig, size: KvSize) -> usize {
     match size {
         KvSize::Blocks(blocks) => blocks as usize,
         KvSize::MemoryMib(mib) => {
-            let token_bytes = 2 * config.layers * config.kv_heads * config.head_dim * size_of::<f32>();
+            let token_bytes =
+                2 * config.layers * config.kv_heads * config.head_dim * size_of::<f32>();
             ((mib as usize) << 20).div_euclid(token_bytes * BLOCK_TOKENS).max(2)
         }
     }

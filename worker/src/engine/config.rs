@@ -153,11 +153,8 @@ mod tests {
     fn every_stream_fits_in_a_step() {
         let raw = RawEngine { step_tokens_max: Some(16), ..RawEngine::default() };
         assert_eq!(EngineConfig::try_from(raw).unwrap().running_max(), 16);
-        let raw = RawEngine {
-            step_tokens_max: Some(16),
-            running_max: Some(17),
-            ..RawEngine::default()
-        };
+        let raw =
+            RawEngine { step_tokens_max: Some(16), running_max: Some(17), ..RawEngine::default() };
         let error = EngineConfig::try_from(raw).unwrap_err();
         assert_eq!(error.to_string(), "running_max must be between 1 and 16, got 17");
     }

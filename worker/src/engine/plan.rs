@@ -43,7 +43,10 @@ impl StepPlan {
         let (start, end) = (running.computed, running.computed + tokens);
         let first_row = self.batch.rows();
         self.batch.tokens.extend_from_slice(&running.sequence.tokens[start..end]);
-        #[expect(clippy::cast_possible_truncation, reason = "positions are below the context length")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "positions are below the context length"
+        )]
         self.batch.positions.extend((start..end).map(|position| position as u32));
         let first_block = self.batch.block_tables.len();
         self.batch.block_tables.extend(running.table.blocks().iter().map(|block| block.0));

@@ -83,8 +83,9 @@ impl Scheduler {
         }
         if self.waiting.len() >= self.waiting_max {
             let message = format!("{} sequences are waiting already", self.waiting.len());
-            return Err(Fault::new(FaultCode::Overloaded, message)
-                .with_retry_after(Duration::from_secs(1)));
+            return Err(
+                Fault::new(FaultCode::Overloaded, message).with_retry_after(Duration::from_secs(1))
+            );
         }
         self.waiting.push_back(Waiting::new(id, request));
         Ok(())
@@ -117,12 +118,12 @@ impl Scheduler {
     }
 
     /// Takes note of what a planned step drew, one [`Sampled`] per planned draw. Who finished is gone.
-    pub fn commit(
-        &mut self,
-        plan: &StepPlan,
-        drawn: Vec<Sampled>,
-    ) -> Vec<(SequenceId, Progress)> {
-        assert_eq!(plan.draw_rows.len(), drawn.len(), "a step drew another number of tokens than planned");
+    pub fn commit(&mut self, plan: &StepPlan, drawn: Vec<Sampled>) -> Vec<(SequenceId, Progress)> {
+        assert_eq!(
+            plan.draw_rows.len(),
+            drawn.len(),
+            "a step drew another number of tokens than planned"
+        );
         self.steps += 1;
         let mut drawn = drawn.into_iter();
         let mut progress = Vec::with_capacity(plan.draw_rows.len());

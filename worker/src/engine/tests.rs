@@ -101,5 +101,7 @@ async fn a_stopped_engine_fails_what_is_left_and_refuses_more() {
     while let Some(event) = stream.next().await {
         last = Some(event);
     }
-    assert!(matches!(last, Some(SequenceEvent::Failed(fault)) if fault.code == FaultCode::Draining));
+    assert!(
+        matches!(last, Some(SequenceEvent::Failed(fault)) if fault.code == FaultCode::Draining)
+    );
 }

@@ -176,7 +176,11 @@ impl Reader<'_> {
             }
         }
         if let Some(value) = self.get("quantization_config") {
-            return Err(self.bad("quantization_config", value, "none: weights in BF16, F16 or F32"));
+            return Err(self.bad(
+                "quantization_config",
+                value,
+                "none: weights in BF16, F16 or F32",
+            ));
         }
         Ok(())
     }

@@ -99,10 +99,10 @@ where
             config.rope_theta,
             config.rope_scaling,
         );
-        let rope = placement.backend.rope(rope).map_err(|source| LoadError::Device {
-            what: "the rotary table".to_owned(),
-            source,
-        })?;
+        let rope = placement
+            .backend
+            .rope(rope)
+            .map_err(|source| LoadError::Device { what: "the rotary table".to_owned(), source })?;
         #[expect(clippy::cast_precision_loss, reason = "head sizes are far below 2^24")]
         let scale = 1.0 / (config.head_dim as f32).sqrt();
         Ok(Self {
@@ -189,7 +189,8 @@ where
                 (name("self_attn.k_proj"), (kv_heads * head_dim, hidden)),
                 (name("self_attn.v_proj"), (kv_heads * head_dim, hidden)),
             ])?,
-            output: placement.row_parallel(&name("self_attn.o_proj"), (hidden, heads * head_dim))?,
+            output: placement
+                .row_parallel(&name("self_attn.o_proj"), (hidden, heads * head_dim))?,
             mlp_norm: placement.vector(&name("post_attention_layernorm"), hidden)?,
             gate_up: placement.column_parallel(&[
                 (name("mlp.gate_proj"), (intermediate, hidden)),
@@ -201,7 +202,10 @@ where
 }
 
 /// Refuses shapes that do not divide evenly over ranks and virtual shards.
-fn check_shards<B, S>(config: &ModelConfig, placement: &Placement<'_, B, S>) -> Result<(), LoadError>
+fn check_shards<B, S>(
+    config: &ModelConfig,
+    placement: &Placement<'_, B, S>,
+) -> Result<(), LoadError>
 where
     S: WeightSource,
 {

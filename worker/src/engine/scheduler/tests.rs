@@ -160,7 +160,8 @@ fn action() -> impl Strategy<Value = Action> {
 
 /// The token a sequence draws after `tokens`: like a model's, a function of them alone.
 fn next_token(tokens: &[u32]) -> u32 {
-    tokens.iter().fold(tokens.len() as u32, |sum, token| sum.wrapping_mul(31).wrapping_add(*token)) % 50
+    tokens.iter().fold(tokens.len() as u32, |sum, token| sum.wrapping_mul(31).wrapping_add(*token))
+        % 50
 }
 
 /// Follows every sequence from outside: what was computed, in which order, what was drawn.
@@ -180,7 +181,10 @@ impl Follower {
         for (share, span) in plan.shares.iter().zip(&plan.batch.spans) {
             let tokens = &self.tokens[&share.sequence];
             assert_eq!(span.rows.len(), share.tokens);
-            assert_eq!(plan.batch.tokens[span.rows.clone()], tokens[span.start..span.start + share.tokens]);
+            assert_eq!(
+                plan.batch.tokens[span.rows.clone()],
+                tokens[span.start..span.start + share.tokens]
+            );
             assert!(plan.batch.table(span).len() * 16 >= span.start + share.tokens);
             if share.draws {
                 assert_eq!(span.start + share.tokens, tokens.len());
@@ -188,7 +192,9 @@ impl Follower {
             }
         }
         for (id, progress) in scheduler.commit(&plan, drawn) {
-            let Progress::Drew { token, finish, .. } = progress else { panic!("all rows can be drawn") };
+            let Progress::Drew { token, finish, .. } = progress else {
+                panic!("all rows can be drawn")
+            };
             self.tokens.get_mut(&id).unwrap().push(token);
             if finish.is_some() {
                 self.live.retain(|live| *live != id);
