@@ -1,0 +1,292 @@
+//! gRPC to engine events and back: the `Worker` service. It decides nothing but whether to take a request.
+//!
+//! ```text
+//! Generate ─ epoch, drain, model, ranges ─ text (tokens) ─ admission (context) ─► generation ─► choice × n
+//! ```
+
+mod admission;
+mod choice;
+mod deadline;
+mod generation;
+mod load_feed;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream::{BoxStream, StreamExt as _};
+use phalanx_chassis::drain::{Drain, Phase};
+use phalanx_proto::fault::{Fault, FaultCode};
+use phalanx_proto::generate::{Chat, Generate, Input};
+use phalanx_proto::id::{Epoch, ModelName};
+use phalanx_proto::wire::{WireError, to_status};
+use phalanx_proto::{MESSAGE_BYTES_MAX, pb};
+use tokio::net::TcpListener;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::Instant;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Response, Status};
+
+use self::admission::Admitted;
+pub use self::admission::Served;
+use self::deadline::timeout_of;
+use self::generation::{Deadline, Generation};
+use self::load_feed::LoadFeed;
+use crate::engine::EngineHandle;
+use crate::text::Text;
+
+/// Requests open at once. Above the engine's default queue and batch together, so that the engine's refusal,
+/// which knows more, comes first; an open request costs a few KiB besides its prompt.
+const OPEN_REQUESTS_MAX: u32 = 2048;
+/// Streams one router may have open: all requests, and some for load reports and tokenising.
+const CONNECTION_STREAMS_MAX: u32 = OPEN_REQUESTS_MAX + 64;
+/// Long texts that are tokenised at once: one, as the engine wants the cores.
+const TEXT_JOBS_MAX: usize = 1;
+/// Text up to this size is tokenised where the request is served, in well under a millisecond; longer text
+/// goes to a thread that may block.
+const TEXT_INLINE_BYTES_MAX: usize = 4096;
+/// A router that vanished without a word is noticed, and its requests dropped, after this and the next.
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(5);
+/// How long a router has to answer a ping.
+const KEEPALIVE_WAIT_MAX: Duration = Duration::from_secs(5);
+/// What an overloaded worker asks a client to wait: about one short answer.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// What a worker service is made of.
+#[derive(Clone, Debug)]
+pub struct ServiceParts {
+    /// The model's text side.
+    pub text: Arc<Text>,
+    /// The engine.
+    pub engine: EngineHandle,
+    /// What is served.
+    pub served: Served,
+    /// The current registration's fencing token; 0 before the first.
+    pub epoch: watch::Receiver<Epoch>,
+    /// When to stop taking requests.
+    pub drain: Drain,
+}
+
+/// The `Worker` service.
+#[derive(Debug)]
+pub struct WorkerService {
+    parts: ServiceParts,
+    open: Arc<Semaphore>,
+    text_jobs: Semaphore,
+    /// Ends the load feeds.
+    closed: watch::Sender<bool>,
+}
+
+/// Serves on `listener` until the process drains and the last request is over.
+///
+/// # Errors
+/// When the listener fails.
+pub async fn serve(
+    listener: TcpListener,
+    parts: ServiceParts,
+) -> Result<(), tonic::transport::Error> {
+    let service = WorkerService::new(parts);
+    let drained = service.drained();
+    let service = pb::worker_server::WorkerServer::new(service)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    Server::builder()
+        .max_concurrent_streams(CONNECTION_STREAMS_MAX)
+        .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
+        .http2_keepalive_timeout(Some(KEEPALIVE_WAIT_MAX))
+        .add_service(service)
+        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), drained)
+        .await
+}
+
+// === impl WorkerService ===
+
+impl WorkerService {
+    fn new(parts: ServiceParts) -> Self {
+        Self {
+            parts,
+            open: Arc::new(Semaphore::new(OPEN_REQUESTS_MAX as usize)),
+            text_jobs: Semaphore::new(TEXT_JOBS_MAX),
+            closed: watch::Sender::new(false),
+        }
+    }
+
+    /// Resolves when the process drains and no request is open any more.
+    fn drained(&self) -> impl Future<Output = ()> + Send + use<> {
+        let (drain, open, closed) =
+            (self.parts.drain.clone(), Arc::clone(&self.open), self.closed.clone());
+        async move {
+            drain.reached(Phase::Draining).await;
+            // All permits at once: every request has given its own back. The semaphore is never closed.
+            let _all = open.acquire_many(OPEN_REQUESTS_MAX).await;
+            closed.send_replace(true);
+        }
+    }
+
+    async fn start(&self, request: Request<pb::GenerateRequest>) -> Result<Generation, Fault> {
+        let deadline = timeout_of(request.metadata())
+            .and_then(|after| Some(Deadline { at: Instant::now().checked_add(after)?, after }));
+        let request = request.into_inner();
+        self.check_epoch(Epoch(request.worker_epoch))?;
+        let open = self.open_request()?;
+        let generate = Generate::try_from(request)?;
+        self.parts.served.check_model(&generate.model)?;
+        generate.validate()?;
+        let (generate, prompt) = self.tokenized(generate).await?;
+        let ServiceParts { text, engine, served, .. } = self.parts.clone();
+        let admitted = Admitted::new(generate, prompt, &served, &text)?;
+        Generation::start(engine, text, admitted, deadline, open)
+    }
+
+    fn check_epoch(&self, routed_by: Epoch) -> Result<(), Fault> {
+        let current = *self.parts.epoch.borrow();
+        if current == Epoch::default() {
+            let message = "this worker is not registered yet";
+            return Err(Fault::new(FaultCode::Unavailable, message).with_retry_after(RETRY_AFTER));
+        }
+        if routed_by == current {
+            return Ok(());
+        }
+        let message =
+            format!("the call was routed by epoch {routed_by}, the worker is at {current}");
+        Err(Fault::new(FaultCode::StaleEpoch, message))
+    }
+
+    /// A place among the open requests, to be held until the request is over.
+    fn open_request(&self) -> Result<OwnedSemaphorePermit, Fault> {
+        if self.parts.drain.phase() > Phase::Serving {
+            return Err(Fault::new(FaultCode::Draining, "this worker is shutting down"));
+        }
+        Arc::clone(&self.open).try_acquire_owned().map_err(|_full| {
+            let message = format!("this worker has {OPEN_REQUESTS_MAX} requests open, its limit");
+            Fault::new(FaultCode::Overloaded, message).with_retry_after(RETRY_AFTER)
+        })
+    }
+
+    async fn tokenized(&self, generate: Generate) -> Result<(Generate, Vec<u32>), Fault> {
+        let bytes = text_bytes(&generate.input);
+        let context = self.parts.served.context_tokens_max;
+        self.with_text(bytes, move |text| {
+            let prompt = text.prompt(&generate.input, context)?;
+            Ok((generate, prompt))
+        })
+        .await
+    }
+
+    /// Runs `work`, which takes time in proportion to `bytes`, where it does not hold up others.
+    async fn with_text<T, F>(&self, bytes: usize, work: F) -> Result<T, Fault>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Text) -> Result<T, Fault> + Send + 'static,
+    {
+        let text = Arc::clone(&self.parts.text);
+        if bytes <= TEXT_INLINE_BYTES_MAX {
+            return work(&text);
+        }
+        let internal = |reason: &str| Fault::new(FaultCode::Internal, reason);
+        let _turn =
+            self.text_jobs.acquire().await.map_err(|_closed| internal("the worker is closing"))?;
+        let done = tokio::task::spawn_blocking(move || work(&text)).await;
+        done.unwrap_or_else(|_panic| Err(internal("tokenising the text failed")))
+    }
+
+    fn check_model(&self, name: String) -> Result<(), Fault> {
+        self.parts.served.check_model(&ModelName::from(name))
+    }
+
+    async fn tokens_of(&self, request: pb::TokenizeRequest) -> Result<Tokenized, Fault> {
+        use pb::tokenize_request::Input as Wire;
+        self.check_model(request.model)?;
+        let add_special_tokens = request.add_special_tokens;
+        let input = match request.input.ok_or(WireError { field: "input" })? {
+            Wire::Chat(chat) => Input::Chat(Chat::try_from(chat)?),
+            Wire::Text(text) => Input::Text(text),
+        };
+        let tokenize = move |text: &Text| {
+            let ids = match &input {
+                Input::Chat(chat) => text.encode(&text.render(chat)?, add_special_tokens)?,
+                Input::Text(plain) => text.encode(plain, add_special_tokens)?,
+                Input::Tokens(ids) => ids.clone(),
+            };
+            let tokens = ids.iter().map(|&id| text.token(id)).collect();
+            Ok(Tokenized { ids, tokens })
+        };
+        // The size of a chat's tools is not known beforehand: treat every chat as long.
+        self.with_text(usize::MAX, tokenize).await
+    }
+}
+
+/// Text cut into tokens.
+struct Tokenized {
+    ids: Vec<u32>,
+    tokens: Vec<String>,
+}
+
+/// About how much text there is to tokenise. Tools and template variables have no size of their own; with
+/// them a chat counts as long.
+fn text_bytes(input: &Input) -> usize {
+    match input {
+        Input::Chat(chat) if chat.tools.is_empty() && chat.template_kwargs.is_empty() => {
+            chat.messages.iter().map(|message| message.content.len()).sum()
+        }
+        Input::Chat(_) => usize::MAX,
+        Input::Text(text) => text.len(),
+        Input::Tokens(_) => 0,
+    }
+}
+
+#[tonic::async_trait]
+impl pb::worker_server::Worker for WorkerService {
+    type GenerateStream = BoxStream<'static, Result<pb::GenerateEvent, Status>>;
+    type EventsStream = BoxStream<'static, Result<pb::WorkerEvent, Status>>;
+
+    async fn generate(
+        &self,
+        request: Request<pb::GenerateRequest>,
+    ) -> Result<Response<Self::GenerateStream>, Status> {
+        let generation = self.start(request).await.map_err(|fault| to_status(&fault))?;
+        let events = generation.into_events().map(|event| match event {
+            Ok(event) => Ok(event.into()),
+            Err(fault) => Err(to_status(&fault)),
+        });
+        Ok(Response::new(events.boxed()))
+    }
+
+    async fn tokenize(
+        &self,
+        request: Request<pb::TokenizeRequest>,
+    ) -> Result<Response<pb::TokenizeResponse>, Status> {
+        let Tokenized { ids, tokens } =
+            self.tokens_of(request.into_inner()).await.map_err(|fault| to_status(&fault))?;
+        let context_tokens_max = self.parts.served.context_tokens_max;
+        Ok(Response::new(pb::TokenizeResponse { ids, tokens, context_tokens_max }))
+    }
+
+    async fn detokenize(
+        &self,
+        request: Request<pb::DetokenizeRequest>,
+    ) -> Result<Response<pb::DetokenizeResponse>, Status> {
+        let pb::DetokenizeRequest { model, ids } = request.into_inner();
+        self.check_model(model).map_err(|fault| to_status(&fault))?;
+        let text = self.with_text(ids.len(), move |text| text.decode(&ids)).await;
+        let text = text.map_err(|fault| to_status(&fault))?;
+        Ok(Response::new(pb::DetokenizeResponse { text }))
+    }
+
+    async fn events(
+        &self,
+        _request: Request<pb::EventsRequest>,
+    ) -> Result<Response<Self::EventsStream>, Status> {
+        let feed = LoadFeed {
+            load: self.parts.engine.load(),
+            epoch: self.parts.epoch.clone(),
+            drain: self.parts.drain.clone(),
+            closed: self.closed.subscribe(),
+        };
+        Ok(Response::new(feed.into_events().map(Ok).boxed()))
+    }
+}
+
+#[cfg(test)]
+mod tests;

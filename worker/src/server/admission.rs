@@ -1,0 +1,165 @@
+//! What must hold before a request reaches the engine, and the sequences it becomes.
+
+use std::sync::Arc;
+
+use phalanx_proto::fault::{Fault, FaultCode};
+use phalanx_proto::generate::{Generate, Stopping};
+use phalanx_proto::id::ModelName;
+
+use crate::engine::SequenceRequest;
+use crate::text::{Text, param_of};
+
+/// What the worker serves, as far as requests are concerned.
+#[derive(Clone, Debug)]
+pub struct Served {
+    /// The model's public name.
+    pub name: ModelName,
+    /// Longest prompt and output together, in tokens.
+    pub context_tokens_max: u32,
+    /// How many token ids the model has logits for.
+    pub vocabulary: u32,
+}
+
+/// A request that fits the model, with its prompt in tokens.
+#[derive(Clone, Debug)]
+pub(super) struct Admitted {
+    pub(super) generate: Generate,
+    pub(super) prompt: Arc<[u32]>,
+    max_tokens: u32,
+    end_tokens: Arc<[u32]>,
+    cache_salt: Arc<str>,
+}
+
+impl Admitted {
+    /// Checks `generate`, whose prompt came to `prompt` tokens, against the model.
+    pub(super) fn new(
+        generate: Generate,
+        prompt: Vec<u32>,
+        served: &Served,
+        text: &Text,
+    ) -> Result<Self, Fault> {
+        served.check_ids(param_of(&generate.input), &prompt)?;
+        let biased: Vec<u32> = generate.sampling.logit_bias.iter().map(|(id, _)| *id).collect();
+        served.check_ids("logit_bias", &biased)?;
+        served.check_ids("stop_token_ids", &generate.stopping.token_ids)?;
+        let max_tokens = served.max_tokens(&generate, prompt.len())?;
+        Ok(Self {
+            end_tokens: end_tokens(&generate.stopping, text),
+            cache_salt: generate.cache_salt.as_str().into(),
+            prompt: prompt.into(),
+            max_tokens,
+            generate,
+        })
+    }
+
+    /// The engine's part of one choice.
+    pub(super) fn sequence(&self, choice: u32) -> SequenceRequest {
+        let mut sampling = self.generate.sampling.clone();
+        sampling.seed = choice_seed(sampling.seed, choice);
+        SequenceRequest {
+            prompt: Arc::clone(&self.prompt),
+            sampling,
+            max_tokens: self.max_tokens,
+            // A prompt near the context's end leaves less room than `min_tokens` may ask for.
+            min_tokens: self.generate.stopping.min_tokens.min(self.max_tokens),
+            end_tokens: Arc::clone(&self.end_tokens),
+            top_logprobs: self.generate.top_logprobs,
+            cache_salt: Arc::clone(&self.cache_salt),
+        }
+    }
+}
+
+// === impl Served ===
+
+impl Served {
+    pub(super) fn check_model(&self, name: &ModelName) -> Result<(), Fault> {
+        if *name == self.name {
+            return Ok(());
+        }
+        let message = format!("this worker serves model {}, not {name}", self.name);
+        Err(Fault::new(FaultCode::ModelNotFound, message).with_param("model"))
+    }
+
+    fn check_ids(&self, param: &str, ids: &[u32]) -> Result<(), Fault> {
+        match ids.iter().find(|&&id| id >= self.vocabulary) {
+            None => Ok(()),
+            Some(id) => {
+                let limit = self.vocabulary;
+                let message = format!("token id {id} is outside the vocabulary of {limit} tokens");
+                Err(Fault::invalid(param, message))
+            }
+        }
+    }
+
+    /// How many tokens may be generated: what the request asks for, or all that the context leaves.
+    fn max_tokens(&self, generate: &Generate, prompt_tokens: usize) -> Result<u32, Fault> {
+        let context = self.context_tokens_max;
+        let prompt = u32::try_from(prompt_tokens).unwrap_or(u32::MAX);
+        let room = context.saturating_sub(prompt);
+        if room == 0 {
+            return Err(self.prompt_too_long(param_of(&generate.input), prompt));
+        }
+        match generate.stopping.max_tokens {
+            Some(max_tokens) if max_tokens > room => {
+                let message = format!(
+                    "this model's context is {context} tokens, but {} were asked for: {prompt} of the \
+                     prompt and {max_tokens} of the answer; at most {room} are left for the answer",
+                    u64::from(prompt) + u64::from(max_tokens),
+                );
+                let fault = Fault::new(FaultCode::ContextLengthExceeded, message);
+                Err(fault.with_param("max_tokens"))
+            }
+            max_tokens => Ok(max_tokens.unwrap_or(room)),
+        }
+    }
+
+    fn prompt_too_long(&self, param: &str, tokens: u32) -> Fault {
+        let message = format!(
+            "this model's context is {} tokens, but the prompt alone has {tokens}; a prompt must leave \
+             room for at least 1 token of the answer",
+            self.context_tokens_max,
+        );
+        Fault::new(FaultCode::ContextLengthExceeded, message).with_param(param)
+    }
+}
+
+/// The model's own end tokens, unless told to go on past them, and the request's.
+fn end_tokens(stopping: &Stopping, text: &Text) -> Arc<[u32]> {
+    if stopping.token_ids.is_empty() && !stopping.ignore_eos {
+        return Arc::clone(text.end_tokens());
+    }
+    let own: &[u32] = if stopping.ignore_eos { &[] } else { text.end_tokens() };
+    let mut ids = own.to_vec();
+    ids.extend(stopping.token_ids.iter().filter(|id| !own.contains(id)));
+    ids.into()
+}
+
+/// The seed of one choice. Choice 0 keeps the request's, so that `n` does not change the first answer; the
+/// others get SplitMix64's mix of seed and choice, so that neighbouring seeds share no answers.
+const fn choice_seed(seed: u64, choice: u32) -> u64 {
+    if choice == 0 {
+        return seed;
+    }
+    // An infallible widening; `u64::from` is not const.
+    #[expect(clippy::cast_lossless, reason = "From is not const")]
+    let step = (choice as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let mut mixed = seed.wrapping_add(step);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    mixed ^ (mixed >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn the_first_choice_keeps_the_seed_and_the_others_get_their_own() {
+        assert_eq!(choice_seed(42, 0), 42);
+        let seeds: HashSet<u64> =
+            (0..8).flat_map(|seed| (0..128).map(move |choice| choice_seed(seed, choice))).collect();
+        assert_eq!(seeds.len(), 8 * 128);
+    }
+}
