@@ -20,6 +20,9 @@ use crate::state::Reply;
 /// Leases are looked at this many times within one lease: a fence comes at most this share of it late.
 const CHECKS_PER_LEASE: u32 = 20;
 
+/// And at least this often, because a leadership that could not begin is tried again then.
+const CHECK_EVERY_MAX: Duration = Duration::from_millis(500);
+
 /// The leader's duties, and whether they have begun. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Leadership(Arc<Shared>);
@@ -57,14 +60,17 @@ impl Leadership {
         self.0.leases.lock().renew(id, epoch, self.now());
     }
 
-    /// Does the leader's work whenever this node leads. Ends only with its task.
+    /// Does the leader's work whenever this node leads. Ends with Raft or with its task.
     pub(crate) async fn run(self, consensus: Arc<Consensus>, feed: Feed) {
-        let statuses = consensus.statuses();
-        let mut tick = interval(self.0.timings.ttl / CHECKS_PER_LEASE);
+        let mut statuses = consensus.statuses();
+        let mut tick = interval((self.0.timings.ttl / CHECKS_PER_LEASE).min(CHECK_EVERY_MAX));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            tick.tick().await;
-            let term = self.led_term(&statuses.borrow());
+            tokio::select! {
+                _ = tick.tick() => {}
+                changed = statuses.changed() => if changed.is_err() { return },
+            }
+            let term = self.led_term(&statuses.borrow_and_update());
             if term != *self.0.leads.borrow() {
                 self.0.leads.send_replace(None);
                 if let Some(term) = term {

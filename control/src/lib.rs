@@ -28,3 +28,5 @@ mod store;
 pub use self::config::{ConfigError, ControlConfig};
 pub use self::node::{Control, RunError, StartError};
 
+#[cfg(test)]
+mod tests;
