@@ -1,6 +1,5 @@
 //! A running router with its view, its drain, and a client to talk to it.
 
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -235,10 +234,7 @@ impl Answer {
 }
 
 /// Asks until the answer is yes.
-pub(crate) async fn eventually<F>(mut condition: impl FnMut() -> F)
-where
-    F: Future<Output = bool>,
-{
+pub(crate) async fn eventually(mut condition: impl AsyncFnMut() -> bool) {
     let asking = async {
         let mut pace = tokio::time::interval(Duration::from_millis(5));
         while !condition().await {

@@ -91,18 +91,13 @@ async fn no_worker_is_asked_twice_and_the_last_refusal_is_told() {
 async fn at_most_three_workers_are_tried() {
     let mut workers: Vec<_> = (1..=4).map(FakeWorker::start).collect();
     let cluster = Cluster::start(&workers.iter().collect::<Vec<_>>()).await;
-    let asked = async {
-        let mut asked = 0;
-        for worker in &mut workers {
-            // The fourth waits for a call that does not come.
-            worker.call().await.refuse(to_status(&Fault::new(FaultCode::Unavailable, "gone")));
-            asked += 1;
-        }
-        asked
-    };
+    let refusing = futures::future::join_all(workers.iter_mut().map(async |worker| {
+        worker.call().await.refuse(to_status(&Fault::new(FaultCode::Unavailable, "gone")));
+    }));
+    // The fourth waits for a call that does not come.
     tokio::select! {
         answer = cluster.chat("") => answer.assert_error(503, "unavailable"),
-        asked = asked => panic!("{asked} workers were asked"),
+        _ = refusing => panic!("all four workers were asked"),
     }
     assert!(cluster.get("/metrics").await.text.contains("phalanx_retries_total 2\n"));
 }
