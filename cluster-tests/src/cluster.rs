@@ -1,0 +1,140 @@
+//! Clusters: all roles in one process, or a process for each.
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::check::eventually;
+use crate::client::Client;
+use crate::process::{Process, START_MAX};
+
+/// `phalanx serve`: every role in one process.
+#[derive(Debug)]
+pub struct Served {
+    /// The process.
+    pub process: Process,
+    /// Speaks to its router.
+    pub client: Client,
+    /// What its ready file says.
+    pub addresses: Value,
+    _folder: TempDir,
+}
+
+/// Control, worker and router, a process each.
+#[derive(Debug)]
+pub struct Cluster {
+    /// Speaks to the router.
+    pub client: Client,
+    /// The router's process.
+    pub router: Process,
+    /// The worker, which can be broken and brought back.
+    pub worker: Restartable,
+    /// The control node, which can be broken and brought back.
+    pub control: Restartable,
+    _folder: TempDir,
+}
+
+/// A role that comes back on the port it had.
+#[derive(Debug)]
+pub struct Restartable {
+    /// The process that runs now, or ran last.
+    pub process: Process,
+    /// Where it listens, as `http://HOST:PORT`.
+    pub url: String,
+    /// Where its metrics are.
+    pub metrics: Client,
+    name: &'static str,
+    arguments: Vec<String>,
+    folder: std::path::PathBuf,
+}
+
+// === impl Served ===
+
+impl Served {
+    /// Starts `phalanx serve` on a free port with `options`, and waits until it serves.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub async fn start(options: &[&str]) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let arguments = words(&["serve", "--listen", "127.0.0.1:0"], options);
+        let mut process = Process::start(folder.path(), "serve", &arguments)?;
+        let addresses = process.addresses().await?;
+        let client = Client::new(url_in(&addresses, "listen")?);
+        wait_until_ready(&client).await?;
+        Ok(Self { process, client, addresses, _folder: folder })
+    }
+}
+
+// === impl Cluster ===
+
+impl Cluster {
+    /// Starts a process for each role, the worker with `worker_options`, and waits until they serve.
+    ///
+    /// # Errors
+    /// When one of them does not come up.
+    pub async fn start(worker_options: &[&str]) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let data_dir = folder.path().join("control").display().to_string();
+        let arguments = words(&["control", "--bootstrap", "--data-dir"], &[&data_dir]);
+        let control = Restartable::start(&folder, "control", arguments).await?;
+        let arguments = words(&["worker", "--control", &control.url], worker_options);
+        let worker = Restartable::start(&folder, "worker", arguments).await?;
+        let arguments =
+            words(&["router", "--listen", "127.0.0.1:0", "--control", &control.url], &[]);
+        let mut router = Process::start(folder.path(), "router", &arguments)?;
+        let client = Client::new(url_in(&router.addresses().await?, "listen")?);
+        wait_until_ready(&client).await?;
+        Ok(Self { client, router, worker, control, _folder: folder })
+    }
+}
+
+// === impl Restartable ===
+
+impl Restartable {
+    async fn start(
+        folder: &TempDir,
+        name: &'static str,
+        mut arguments: Vec<String>,
+    ) -> Result<Self> {
+        let any = ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"];
+        let first = words(&[], &any);
+        let mut process =
+            Process::start(folder.path(), name, &[arguments.clone(), first].concat())?;
+        let addresses = process.addresses().await?;
+        let url = url_in(&addresses, "listen")?.to_owned();
+        let metrics = url_in(&addresses, "metrics")?.to_owned();
+        for (flag, url) in [("--listen", &url), ("--metrics-listen", &metrics)] {
+            arguments.push(flag.to_owned());
+            arguments.push(url.trim_start_matches("http://").to_owned());
+        }
+        let folder = folder.path().to_owned();
+        Ok(Self { process, url, metrics: Client::new(&metrics), name, arguments, folder })
+    }
+
+    /// Starts the role again, on the same ports and data.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub async fn restart(&mut self) -> Result<()> {
+        self.process.crash()?; // frees the ports, if it still ran
+        self.process = Process::start(&self.folder, self.name, &self.arguments)?;
+        self.process.addresses().await?;
+        Ok(())
+    }
+}
+
+async fn wait_until_ready(client: &Client) -> Result<()> {
+    eventually("the router is ready", START_MAX, async || {
+        Ok(client.get("/health/ready").await?.status == 200)
+    })
+    .await
+}
+
+fn url_in<'a>(addresses: &'a Value, key: &str) -> Result<&'a str> {
+    addresses[key].as_str().with_context(|| format!("no {key:?} in the ready file: {addresses}"))
+}
+
+fn words(first: &[&str], rest: &[&str]) -> Vec<String> {
+    first.iter().chain(rest).map(|word| (*word).to_owned()).collect()
+}
