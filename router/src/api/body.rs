@@ -1,5 +1,7 @@
 //! A request's body: bounded, then JSON, then an object.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use bytes::Bytes;
 use http::{HeaderMap, header};
@@ -9,22 +11,42 @@ use serde_json::{Map, Value};
 
 use crate::error::RouterError;
 
-/// Reads at most `limit` bytes; a body announced as larger is not read at all.
+/// Most bytes of an oversized body that are read and thrown away: a client that writes all before it reads
+/// would otherwise see a reset connection instead of the refusal.
+const DISCARDED_BYTES_MAX: usize = 8 << 20;
+/// How long that may take.
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Reads at most `limit` bytes; a body announced as larger is not kept at all.
 pub(crate) async fn read(
     headers: &HeaderMap,
-    body: Body,
+    mut body: Body,
     limit: usize,
 ) -> Result<Bytes, RouterError> {
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
     let announced = announced.and_then(|length| length.parse::<u64>().ok());
-    if announced.is_some_and(|length| length > limit as u64) {
-        return Err(RouterError::BodyTooLarge { limit });
+    let is_too_large = if announced.is_some_and(|length| length > limit as u64) {
+        true
+    } else {
+        match Limited::new(&mut body, limit).collect().await {
+            Ok(collected) => return Ok(collected.to_bytes()),
+            Err(error) => error.is::<LengthLimitError>(),
+        }
+    };
+    if !is_too_large {
+        return Err(RouterError::BodyIncomplete);
     }
-    match Limited::new(body, limit).collect().await {
-        Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(RouterError::BodyTooLarge { limit }),
-        Err(_) => Err(RouterError::BodyIncomplete),
+    // A client that asked for leave to send has sent nothing yet, and reading would grant it.
+    if !headers.contains_key(header::EXPECT) {
+        let rest = Limited::new(body, DISCARDED_BYTES_MAX);
+        // Whatever becomes of the rest, the answer is the same.
+        let _ = tokio::time::timeout(DISCARD_TIMEOUT, discard(rest)).await;
     }
+    Err(RouterError::BodyTooLarge { limit })
+}
+
+async fn discard(mut body: Limited<Body>) {
+    while let Some(Ok(_)) = body.frame().await {}
 }
 
 /// The JSON object that `bytes` must be, whatever the content type says.
