@@ -171,6 +171,9 @@ pub trait Backend: Send + 'static {
     /// Draws one token per row; may overwrite the logits.
     fn sample(&mut self, logits: &mut Self::Tensor, rows: &[SampleRow]) -> Vec<Sampled>;
 
+    /// Rows that `x` holds now.
+    fn rows(&self, x: &Self::Tensor) -> usize;
+
     /// Copies a tensor's rows to the host, for collectives over host memory and for tests.
     fn read(&self, x: &Self::Tensor) -> Vec<f32>;
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 pub use self::solo::Solo;
 pub use self::threads::{Abort, Threads, WAIT_MAX};
+use crate::backend::Backend;
 
 /// Why a collective did not happen. The group is of no use afterwards.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -59,8 +60,35 @@ pub enum CollectiveError {
     Aborted,
 }
 
-/// One rank's part in its group. Every rank calls the same operations in the same order.
-pub trait Collective: Send {
+/// One rank's part in its group, over tensors of its device: what a model calls. NCCL sums them where they are.
+pub trait Collective<B: Backend>: Send {
+    /// Replaces `x` by its sum over all ranks.
+    ///
+    /// # Errors
+    /// When the group is broken or becomes so.
+    fn all_reduce(&mut self, backend: &mut B, x: &mut B::Tensor) -> Result<(), CollectiveError>;
+}
+
+/// A group that meets in host memory serves every device: it reads, exchanges and writes back.
+impl<B, H> Collective<B> for H
+where
+    B: Backend,
+    H: HostCollective,
+{
+    fn all_reduce(&mut self, backend: &mut B, x: &mut B::Tensor) -> Result<(), CollectiveError> {
+        if self.world() == 1 {
+            return Ok(());
+        }
+        let mut values = backend.read(x);
+        self.all_reduce_sum(&mut values)?;
+        let rows = backend.rows(x);
+        backend.write(x, rows, &values);
+        Ok(())
+    }
+}
+
+/// One rank's part in a group that meets in host memory. Every rank calls the same operations in the same order.
+pub trait HostCollective: Send {
     /// This rank, from 0.
     fn rank(&self) -> usize;
 

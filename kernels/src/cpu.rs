@@ -190,6 +190,10 @@ impl Backend for Cpu {
         sample::sample(self.context(), logits, rows)
     }
 
+    fn rows(&self, x: &Tensor) -> usize {
+        x.rows()
+    }
+
     fn read(&self, x: &Tensor) -> Vec<f32> {
         x.values().to_vec()
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use data::{bf16_matrix, noise, rows_tensor};
 use half::bf16;
 use phalanx_kernels::Backend;
-use phalanx_kernels::collective::{Collective, CollectiveError, Solo, Threads, WAIT_MAX};
+use phalanx_kernels::collective::{HostCollective, CollectiveError, Solo, Threads, WAIT_MAX};
 use phalanx_kernels::cpu::{Cpu, CpuPath};
 use phalanx_kernels::host::{HostMatrix, Summation, VIRTUAL_SHARDS};
 

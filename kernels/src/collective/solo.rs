@@ -1,12 +1,12 @@
 //! A group of one.
 
-use super::{Collective, CollectiveError, check_gather};
+use super::{HostCollective, CollectiveError, check_gather};
 
 /// The only rank: sums and copies are what it already has.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Solo;
 
-impl Collective for Solo {
+impl HostCollective for Solo {
     fn rank(&self) -> usize {
         0
     }
