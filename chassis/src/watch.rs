@@ -108,12 +108,18 @@ impl Following {
         loop {
             let before = *self.last_event.lock();
             let error = self.follow_once().await;
-            if *self.last_event.lock() != before {
+            let followed = *self.last_event.lock() != before;
+            if followed {
                 backoff.reset();
             }
             self.save().await;
             let delay = backoff.delay();
-            tracing::warn!(%error, ?delay, "lost the cluster view's watch, opening it again");
+            // Once per loss; an outage is long, and its end is seen by the staleness.
+            if followed {
+                tracing::warn!(%error, ?delay, "lost the cluster view's watch, opening it again");
+            } else {
+                tracing::debug!(%error, ?delay, "cannot watch the cluster view yet");
+            }
             self.client.rotate();
             sleep(delay).await;
         }

@@ -99,7 +99,7 @@ where
         loop {
             match call().await {
                 Err(fault) if fault.code == FaultCode::Unavailable => {
-                    tokio::task::yield_now().await
+                    tokio::task::yield_now().await;
                 }
                 other => break other,
             }

@@ -1,7 +1,7 @@
 //! The running Raft node, on threads of its own so that a flood of requests cannot starve its heartbeats.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -112,7 +112,7 @@ impl Consensus {
         feed: Feed,
     ) -> Result<Self, StartConsensusError> {
         let ConsensusOptions { node_id, url, data_dir, bootstrap } = options;
-        let opened = tokio::task::spawn_blocking(move || open(data_dir, node_id)).await;
+        let opened = tokio::task::spawn_blocking(move || open(&data_dir, node_id)).await;
         let (log, folder, writer) = opened.map_err(|error| raft_error(&error))??;
 
         let runtime = Builder::new_multi_thread()
@@ -131,18 +131,19 @@ impl Consensus {
         let raft = started.map_err(|error| raft_error(&error))?;
         let threads = Mutex::new(Some(Threads { writer, runtime }));
         let consensus = Self { raft, handle, threads };
-        if bootstrap {
-            consensus.initialize(node_id, url).await?;
+        // Forming a group makes its first node stand by itself.
+        if !(bootstrap && consensus.initialize(node_id, url).await?) {
+            consensus.stand_when_alone(node_id).await?;
         }
-        consensus.stand_when_alone(node_id).await?;
         Ok(consensus)
     }
 
-    /// Forms a group of this node alone. A node that already has a state keeps it.
-    async fn initialize(&self, node_id: NodeId, url: String) -> Result<(), StartConsensusError> {
+    /// Forms a group of this node alone, and says whether it did: a node that already has a state keeps it.
+    async fn initialize(&self, node_id: NodeId, url: String) -> Result<bool, StartConsensusError> {
         let nodes = BTreeMap::from([(node_id.0, BasicNode { addr: url })]);
         match self.raft.initialize(nodes).await {
-            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
+            Ok(()) => Ok(true),
+            Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(false),
             Err(error) => Err(raft_error(&error)),
         }
     }
@@ -267,15 +268,15 @@ impl Drop for OwnRuntime {
 }
 
 fn open(
-    data_dir: PathBuf,
+    data_dir: &Path,
     node_id: NodeId,
 ) -> Result<(Log, SnapshotFolder, WriterThread), StoreError> {
-    std::fs::create_dir_all(&data_dir).map_err(|source| StoreError::File {
+    std::fs::create_dir_all(data_dir).map_err(|source| StoreError::File {
         action: "create",
-        path: data_dir.clone(),
+        path: data_dir.to_owned(),
         source,
     })?;
-    let mut store = RedbStore::open(&data_dir, node_id)?;
+    let mut store = RedbStore::open(data_dir, node_id)?;
     let stored = store.load()?;
     let folder = SnapshotFolder::open(data_dir.join("snapshots"))?;
     let (queue, writer) = writer::start(store)?;

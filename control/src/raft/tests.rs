@@ -1,32 +1,99 @@
-//! The library's own suite for storage, on the real one.
+//! The adapters under the library's own suite for storage, and across a restart.
 
-use openraft::StorageError;
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use openraft::entry::RaftEntry as _;
+use openraft::storage::{
+    RaftLogStorage as _, RaftLogStorageExt as _, RaftSnapshotBuilder as _, RaftStateMachine as _,
+    StorageHelper,
+};
 use openraft::testing::log::{StoreBuilder, Suite};
+use openraft::{EntryPayload, Membership, StorageError};
+use phalanx_proto::change::Change;
 use phalanx_proto::id::NodeId;
+use phalanx_proto::view::Model;
 use tempfile::TempDir;
 
-use super::Types;
 use super::log::Log;
 use super::machine::Machine;
+use super::{Entry, LogId, Types};
+use crate::command::Command;
 use crate::feed::Feed;
 use crate::store::snapshot::SnapshotFolder;
+use crate::store::writer::WriterThread;
 use crate::store::{LogStore as _, RedbStore, writer};
 
 struct Builder;
 
+fn open(folder: &Path) -> (Log, Machine, WriterThread) {
+    let mut store = RedbStore::open(folder, NodeId(0)).unwrap();
+    let stored = store.load().unwrap();
+    let (queue, thread) = writer::start(store).unwrap();
+    let snapshots = SnapshotFolder::open(folder.join("snapshots")).unwrap();
+    (Log::new(stored, queue), Machine::new(snapshots, Feed::new()), thread)
+}
+
 impl StoreBuilder<Types, Log, Machine, TempDir> for Builder {
     async fn build(&self) -> Result<(TempDir, Log, Machine), StorageError<Types>> {
         let folder = tempfile::tempdir().unwrap();
-        let mut store = RedbStore::open(folder.path(), NodeId(0)).unwrap();
-        let stored = store.load().unwrap();
-        let (queue, _thread) = writer::start(store).unwrap();
-        let snapshots = SnapshotFolder::open(folder.path().join("snapshots")).unwrap();
-        let machine = Machine::new(snapshots, Feed::new());
-        Ok((folder, Log::new(stored, queue), machine))
+        let (log, machine, _thread) = open(folder.path());
+        Ok((folder, log, machine))
     }
 }
 
 #[tokio::test]
 async fn the_store_keeps_every_promise_that_raft_relies_on() {
     Suite::test_all(Builder).await.unwrap();
+}
+
+fn at(index: u64) -> LogId {
+    LogId::new_term_index(1, index)
+}
+
+/// A membership at 0, then one model per entry.
+fn entries() -> Vec<Entry> {
+    let voters = Membership::new_with_defaults(vec![BTreeSet::from([0])], []);
+    let put = |index: u64| {
+        let model = Model { name: format!("m{index}").into(), revision: "r".into() };
+        let command = Command::Submit {
+            client: "c".to_owned(),
+            sequence: index,
+            change: Change::PutModel(model),
+        };
+        Entry::new(at(index), EntryPayload::Normal(command))
+    };
+    let first = Entry::new(at(0), EntryPayload::Membership(voters));
+    std::iter::once(first).chain((1..=9).map(put)).collect()
+}
+
+async fn apply(machine: &mut Machine, entries: &[Entry]) {
+    let entries = entries.iter().map(|entry| Ok((entry.clone(), None)));
+    machine.apply(futures::stream::iter(entries)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_restart_recovers_the_state_from_a_snapshot_and_the_log_behind_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let before = {
+        let (mut log, mut machine, thread) = open(folder.path());
+        log.blocking_append(entries()).await.unwrap();
+        apply(&mut machine, &entries()[..6]).await;
+        machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
+        apply(&mut machine, &entries()[6..]).await;
+        log.purge(at(3)).await.unwrap();
+        log.save_committed(Some(at(9))).await.unwrap();
+        drop(log);
+        thread.join();
+        machine.state().clone()
+    };
+
+    let (mut log, mut machine, _thread) = open(folder.path());
+    let helper = StorageHelper::new(&mut log, &mut machine).with_id(0);
+    { helper }.get_initial_state().await.unwrap();
+    assert_eq!(machine.state(), &before);
+    assert_eq!(machine.state().view().models.len(), 9);
+    let (applied, membership) = machine.applied_state().await.unwrap();
+    assert_eq!(applied, Some(at(9)));
+    assert!(membership.voter_ids().eq([0]));
 }
