@@ -1,5 +1,6 @@
 //! The worker's settings: raw as the user wrote them, then validated once.
 
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
@@ -91,29 +92,26 @@ impl RawWorker {
     pub fn validate(self) -> Result<WorkerConfig, Vec<ConfigError>> {
         let mut faults = Faults(Vec::new());
         if self.control.is_empty() {
-            faults.add("control", "nothing", "at least one control url");
+            faults.add("control", &"nothing", &"at least one control url");
         }
         let listen = self.listen.clone().unwrap_or_else(|| DEFAULT_LISTEN.to_owned());
         let is_everywhere = listen.parse().is_ok_and(|at: SocketAddr| at.ip().is_unspecified());
         if is_everywhere && self.advertise.is_none() {
-            faults.add(
-                "advertise",
-                "nothing",
-                format!("the url routers dial when listen is {listen}"),
-            );
+            let expected = format!("the url routers dial when listen is {listen}");
+            faults.add("advertise", &"nothing", &expected);
         }
         let device = self.device.as_deref().unwrap_or("cpu");
         if device != "cpu" {
-            faults.add("device", device, "cpu");
+            faults.add("device", &device, &"cpu");
         }
         let tp = self.tp.unwrap_or(1);
         if tp != 1 {
-            faults.add("tp", tp, 1);
+            faults.add("tp", &tp, &1);
         }
         let model_name = self.name(&mut faults);
         let threads = self.threads.unwrap_or_else(cores);
         if !(1..=THREADS_MAX).contains(&threads) {
-            faults.add("threads", threads, format!("between 1 and {THREADS_MAX}"));
+            faults.add("threads", &threads, &format!("between 1 and {THREADS_MAX}"));
         }
         let cpu_path = self.cpu_path(&mut faults);
         let engine = self.engine(&mut faults);
@@ -135,11 +133,11 @@ impl RawWorker {
 
     fn name(&self, faults: &mut Faults) -> String {
         let Some(folder) = &self.model else {
-            faults.add("model", "nothing", "a model folder");
+            faults.add("model", &"nothing", &"a model folder");
             return String::new();
         };
         if !folder.is_dir() {
-            faults.add("model", folder.display(), "an existing folder");
+            faults.add("model", &folder.display(), &"an existing folder");
             return String::new();
         }
         // `.` and `..` have a name only once they are resolved.
@@ -148,7 +146,7 @@ impl RawWorker {
         let name = self.model_name.clone().or_else(of_folder).unwrap_or_default();
         if name.is_empty() || name.len() > MODEL_NAME_BYTES_MAX {
             let shown = format!("{name:?}");
-            faults.add("model_name", shown, format!("1 to {MODEL_NAME_BYTES_MAX} bytes"));
+            faults.add("model_name", &shown, &format!("1 to {MODEL_NAME_BYTES_MAX} bytes"));
         }
         name
     }
@@ -160,12 +158,12 @@ impl RawWorker {
         match name.parse::<CpuPath>() {
             Ok(path) if path.is_available() => path,
             Ok(path) => {
-                faults.add("cpu_path", path, "one that this processor has");
+                faults.add("cpu_path", &path, &"one that this processor has");
                 path
             }
             Err(_) => {
                 let names: Vec<&str> = CpuPath::ALL.iter().map(|path| path.name()).collect();
-                faults.add("cpu_path", name, format!("auto or one of {}", names.join(", ")));
+                faults.add("cpu_path", &name, &format!("auto or one of {}", names.join(", ")));
                 CpuPath::Portable
             }
         }
@@ -183,7 +181,7 @@ impl RawWorker {
         EngineConfig::try_from(raw)
             .map_err(|error| {
                 let expected = format!("between {} and {}", error.min, error.max);
-                faults.add(error.key, error.value, expected);
+                faults.add(error.key, &error.value, &expected);
             })
             .ok()
     }
@@ -193,11 +191,7 @@ impl RawWorker {
 struct Faults(Vec<ConfigError>);
 
 impl Faults {
-    fn add<V, E>(&mut self, key: &'static str, value: V, expected: E)
-    where
-        V: ToString,
-        E: ToString,
-    {
+    fn add(&mut self, key: &'static str, value: &dyn Display, expected: &dyn Display) {
         let (value, expected) = (value.to_string(), expected.to_string());
         self.0.push(ConfigError { key, value, expected });
     }

@@ -140,8 +140,6 @@ const fn choice_seed(seed: u64, choice: u32) -> u64 {
     if choice == 0 {
         return seed;
     }
-    // An infallible widening; `u64::from` is not const.
-    #[expect(clippy::cast_lossless, reason = "From is not const")]
     let step = (choice as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     let mut mixed = seed.wrapping_add(step);
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);

@@ -13,7 +13,7 @@ use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 const INDENT_MAX: usize = 16;
 
 /// `json.dumps(value, ensure_ascii=False, indent=indent)`, as Hugging Face defines `tojson`.
-pub(super) fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
+pub(super) fn to_json(value: &Value, options: &Kwargs) -> Result<String, Error> {
     let indent: Option<usize> = options.get("indent")?;
     let ensure_ascii: Option<bool> = options.get("ensure_ascii")?;
     let _: (Option<Value>, Option<bool>) = (options.get("separators")?, options.get("sort_keys")?);

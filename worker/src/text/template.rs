@@ -171,7 +171,7 @@ fn environment() -> Result<Environment<'static>, TextError> {
         out.write_str(&python::to_string(value)).map_err(Error::from)
     });
     environment
-        .add_filter("tojson", |value: Value, options: Kwargs| python::to_json(&value, options));
+        .add_filter("tojson", |value: Value, options: Kwargs| python::to_json(&value, &options));
     environment.add_filter("string", |value: Value| python::to_string(&value));
     environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         let error = Error::new(ErrorKind::InvalidOperation, message.clone());

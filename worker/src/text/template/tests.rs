@@ -101,7 +101,7 @@ fn templates_render_as_jinja_on_python_renders_them() {
         let rendered = fixture(&case.template).render(&case.chat.into());
         match (case.text, case.raises) {
             (Some(text), None) => {
-                assert_eq!(rendered.unwrap(), text, "row {row}: {}", case.template)
+                assert_eq!(rendered.unwrap(), text, "row {row}: {}", case.template);
             }
             (None, Some(raised)) => {
                 let fault = rendered.expect_err("the template raises");
