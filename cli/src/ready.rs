@@ -33,16 +33,17 @@ pub(crate) fn write_ready_file(resolved: &Resolved, addresses: &Value) -> Result
         })
 }
 
-/// Waits until the router at `url` can serve a request.
+/// Waits until the router at `url` can serve a request, and reaches all of its `workers`.
 ///
 /// # Errors
 /// When it cannot for too long.
-pub(crate) async fn wait_until_ready(url: &str) -> Result<(), Failure> {
+pub(crate) async fn wait_until_ready(url: &str, workers: usize) -> Result<(), Failure> {
     let client = HttpClient::new(url);
     let ready = async {
         loop {
             let answer = client.get("/health/ready", LOOK_MAX).await;
-            if answer.is_ok_and(|answer| answer.status().is_success()) {
+            let is_ready = answer.is_ok_and(|answer| answer.status().is_success());
+            if is_ready && workers_up(&client).await.is_some_and(|up| up >= workers) {
                 return;
             }
             tokio::time::sleep(LOOK_EVERY).await;
@@ -51,4 +52,12 @@ pub(crate) async fn wait_until_ready(url: &str) -> Result<(), Failure> {
     tokio::time::timeout(READY_MAX, ready).await.map_err(|_elapsed| {
         Failure::Failed(format!("nothing was ready to serve within {} s", READY_MAX.as_secs()))
     })
+}
+
+/// How many workers the router says it reaches.
+async fn workers_up(client: &HttpClient) -> Option<usize> {
+    let answer = client.get("/metrics", LOOK_MAX).await.ok()?;
+    let metrics = client.read(answer, LOOK_MAX).await.ok()?;
+    let line = |line: &str| line.strip_prefix("phalanx_workers_up ")?.trim().parse().ok();
+    std::str::from_utf8(&metrics).ok()?.lines().find_map(line)
 }

@@ -49,7 +49,7 @@ pub(crate) async fn run(resolved: &Resolved) -> Result<(), Failure> {
     } else {
         url.clone()
     };
-    if roles.during(wait_until_ready(&own_url)).await?.is_none() {
+    if roles.during(wait_until_ready(&own_url, addresses.workers.len())).await?.is_none() {
         return Ok(());
     }
     write_ready_file(

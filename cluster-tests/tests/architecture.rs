@@ -142,28 +142,26 @@ fn no_file_is_longer_than_a_reader_can_hold() -> Result<()> {
 
 #[test]
 fn unsafe_code_is_the_kernels_own_business() -> Result<()> {
+    // In two parts each, so that this file does not hold what it looks for.
+    let signs = ["{", "fn", "impl", "extern"].map(|what| format!("{} {what}", "unsafe"));
+    let waiver = format!("({}_code", "unsafe");
     for (name, folder) in crates().into_iter().filter(|(name, _)| *name != "phalanx-kernels") {
-        let mut roots = vec!["src/lib.rs".to_owned(), "src/main.rs".to_owned()];
-        for kind in ["tests", "benches"] {
-            let folder = folder.join(kind);
-            for entry in
-                folder.is_dir().then(|| std::fs::read_dir(&folder)).into_iter().flatten().flatten()
-            {
-                let entry = entry?;
-                if entry.path().extension().is_some_and(|extension| extension == "rs") {
-                    roots.push(format!("{kind}/{}", entry.file_name().to_string_lossy()));
-                }
+        let mut roots = 0;
+        for file in sources(&folder)? {
+            let text = std::fs::read_to_string(&file)?;
+            let forbids = text.lines().any(|line| line == "#![forbid(unsafe_code)]");
+            if file.ends_with("src/lib.rs") || file.ends_with("src/main.rs") {
+                ensure!(forbids, "{} does not forbid unsafe code", file.display());
+                roots += 1;
+            }
+            for line in text.lines() {
+                let code = line.split("//").next().unwrap_or_default();
+                let is_unsafe = signs.iter().any(|sign| code.contains(sign));
+                let is_waived = code.contains(&waiver) && !code.contains("forbid");
+                ensure!(!is_unsafe && !is_waived, "{}: {line}", file.display());
             }
         }
-        let present = roots.iter().map(|root| folder.join(root)).filter(|root| root.is_file());
-        let mut checked = 0;
-        for root in present {
-            let text = std::fs::read_to_string(&root)?;
-            let forbids = text.lines().any(|line| line == "#![forbid(unsafe_code)]");
-            ensure!(forbids, "{} does not forbid unsafe code", root.display());
-            checked += 1;
-        }
-        ensure!(checked > 0, "{name} has no crate root in {}", folder.display());
+        ensure!(roots > 0, "{name} has no crate root in {}", folder.display());
     }
     Ok(())
 }
