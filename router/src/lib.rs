@@ -5,7 +5,7 @@
 //! client ── server ── HTTP stack ── api/* ── generate stack ── dispatch ── engine/native ──► worker
 //!                          stack.rs puts both together     view ──► fleet ◄── engine/link ◄── events
 //! ```
-//! Reading order: [`mod@stack`], `server` (listens, drains), `api` (one endpoint a file), then the generate
+//! Reading order: `stack` (both stacks), `server` (listens, drains), `api` (one endpoint a file), then the generate
 //! stack from the outside: `deadline`, `retry`, `dispatch` (chooses), `engine` (calls), `stream` and `meter`
 //! (what comes back). `error` is the only map to HTTP; `record` keeps the books on each request.
 //!

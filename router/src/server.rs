@@ -36,6 +36,10 @@ const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(30);
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long to wait when the system has no descriptor left for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// A client that takes no byte of its answer for this long is given up, and with it the work done for it:
+/// a body that nobody reads is not polled, so its own deadline could not end it.
+#[cfg(target_os = "linux")]
+const CLIENT_STALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// A silent HTTP/2 client is gone after this and [`H2_KEEP_ALIVE_TIMEOUT`].
 const H2_KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const H2_KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -199,6 +203,8 @@ impl Acceptor {
     fn serve(&self, stream: TcpStream, permit: OwnedSemaphorePermit) {
         // Tokens are small writes that must leave at once; a socket that refuses this is about to close.
         let _ = stream.set_nodelay(true);
+        #[cfg(target_os = "linux")]
+        let _ = socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(CLIENT_STALL_TIMEOUT));
         let app = self.app.clone();
         let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
             let mut app = app.clone();
