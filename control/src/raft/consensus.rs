@@ -219,15 +219,7 @@ impl Consensus {
 
     /// Resolves, with the reason, when the node can no longer take part: the process has to end.
     pub(crate) async fn failed(&self) -> String {
-        let mut metrics = self.raft.metrics();
-        loop {
-            if let Err(fatal) = &metrics.borrow_watched().running_state {
-                return chain(fatal);
-            }
-            if metrics.changed().await.is_err() {
-                return "Raft has ended".to_owned();
-            }
-        }
+        failure_in(self.raft.metrics()).await
     }
 
     /// Stops the node; when this returns, the data directory is closed and free.
@@ -281,6 +273,18 @@ fn open(
     let folder = SnapshotFolder::open(data_dir.join("snapshots"))?;
     let (queue, writer) = writer::start(store)?;
     Ok((Log::new(stored, queue), folder, writer))
+}
+
+/// Waits until Raft reports that it cannot go on.
+pub(super) async fn failure_in(mut metrics: MetricsReceiver) -> String {
+    loop {
+        if let Err(fatal) = &metrics.borrow_watched().running_state {
+            return chain(fatal);
+        }
+        if metrics.changed().await.is_err() {
+            return "Raft has ended".to_owned();
+        }
+    }
 }
 
 fn status_of(metrics: &RaftMetrics<Types>) -> NodeStatus {

@@ -1,7 +1,9 @@
 //! The adapters under the library's own suite for storage, and across a restart.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 use openraft::entry::RaftEntry as _;
 use openraft::storage::{
@@ -9,20 +11,23 @@ use openraft::storage::{
     StorageHelper,
 };
 use openraft::testing::log::{StoreBuilder, Suite};
-use openraft::{EntryPayload, Membership, StorageError};
+use openraft::{BasicNode, EntryPayload, Membership, Raft, StorageError};
 use phalanx_proto::change::Change;
 use phalanx_proto::id::NodeId;
 use phalanx_proto::view::Model;
 use tempfile::TempDir;
+use tokio::time::timeout;
 
+use super::consensus::failure_in;
 use super::log::Log;
 use super::machine::Machine;
-use super::{Entry, LogId, Types};
+use super::network::SingleNode;
+use super::{Entry, LogId, Types, config};
 use crate::command::Command;
 use crate::feed::Feed;
 use crate::store::snapshot::SnapshotFolder;
 use crate::store::writer::WriterThread;
-use crate::store::{LogStore as _, RedbStore, writer};
+use crate::store::{LogStore, LogWrite, RedbStore, StoreError, StoredLog, writer};
 
 struct Builder;
 
@@ -96,4 +101,38 @@ async fn a_restart_recovers_the_state_from_a_snapshot_and_the_log_behind_it() {
     let (applied, membership) = machine.applied_state().await.unwrap();
     assert_eq!(applied, Some(at(9)));
     assert!(membership.voter_ids().eq([0]));
+}
+
+/// A disk that takes the vote and nothing after it.
+struct FullDisk;
+
+impl LogStore for FullDisk {
+    fn load(&mut self) -> Result<StoredLog, StoreError> {
+        Ok(StoredLog::default())
+    }
+
+    fn commit(&mut self, writes: &[LogWrite]) -> Result<(), StoreError> {
+        if writes.iter().all(|write| matches!(write, LogWrite::Vote(_))) {
+            return Ok(());
+        }
+        Err(StoreError::File {
+            action: "sync",
+            path: "log".into(),
+            source: std::io::Error::other("no space left"),
+        })
+    }
+}
+
+#[tokio::test]
+async fn a_disk_that_fails_stops_the_node_and_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let (queue, _thread) = writer::start(FullDisk).unwrap();
+    let log = Log::new(StoredLog::default(), queue);
+    let machine = Machine::new(SnapshotFolder::open(folder.path().into()).unwrap(), Feed::new());
+    let config = Arc::new(config::config().unwrap());
+    let raft = Raft::new(0, config, SingleNode, log, machine).await.unwrap();
+    // Forming the group is the first write; whether it is answered before the node stops does not matter.
+    let _answer = raft.initialize(BTreeMap::from([(0, BasicNode::new("http://c:1"))])).await;
+    let failure = timeout(Duration::from_secs(30), failure_in(raft.metrics())).await.unwrap();
+    assert!(failure.contains("cannot sync log: no space left"), "{failure}");
 }
