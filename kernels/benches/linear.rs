@@ -1,4 +1,5 @@
 //! Products with the shapes of a 1B Llama, beside what the machine does at best in the same run.
+//! Arguments: the numbers of rows to measure; all without.
 #![expect(clippy::print_stdout, reason = "a benchmark's table")]
 
 use std::time::Instant;
@@ -9,7 +10,11 @@ use phalanx_kernels::{Backend, DeviceError};
 
 /// Layers whose weights take turns: together far more than a cache holds, as in a real step.
 const LAYERS: usize = 5;
-const REPEATS: usize = 3;
+/// Passes; the best counts.
+const REPEATS: usize = 8;
+/// Where a pass takes seconds.
+const MANY_ROWS: usize = 64;
+const REPEATS_OF_MANY_ROWS: usize = 2;
 const ROWS: [usize; 5] = [1, 4, 16, 64, 512];
 const SHAPES: [Shape; 5] = [
     Shape { name: "qkv", outputs: 3072, inputs: 2048, summation: Summation::Chain, copies: LAYERS },
@@ -82,21 +87,24 @@ impl Shape {
     }
 }
 
-/// The best time of one pass over all layers, by shape.
-fn measure(cpu: &mut Cpu, products: &mut [Product], rows: usize) -> Vec<f64> {
-    let mut best = vec![f64::INFINITY; SHAPES.len()];
-    for _ in 0..REPEATS {
-        let mut times = vec![0.0; SHAPES.len()];
-        for Product { shape, weight, x, out } in products.iter_mut() {
-            let values = vec![0.5; rows * shape.inputs];
-            cpu.write(x, rows, &values);
-            let start = Instant::now();
-            cpu.linear(x, weight, out);
-            let place = SHAPES.iter().position(|other| other.name == shape.name).unwrap_or(0);
-            times[place] += start.elapsed().as_secs_f64();
-        }
-        for (best, time) in best.iter_mut().zip(times) {
-            *best = best.min(time);
+/// The best time of one pass over all layers, by path and shape. Paths take turns, so that a neighbour on
+/// the machine slows them alike.
+fn measure(cpus: &mut [Cpu], products: &mut [Product], rows: usize) -> Vec<Vec<f64>> {
+    let repeats = if rows < MANY_ROWS { REPEATS } else { REPEATS_OF_MANY_ROWS };
+    let mut best = vec![vec![f64::INFINITY; SHAPES.len()]; cpus.len()];
+    for _ in 0..repeats {
+        for (cpu, best) in cpus.iter_mut().zip(&mut best) {
+            let mut times = vec![0.0; SHAPES.len()];
+            for Product { shape, weight, x, out } in products.iter_mut() {
+                cpu.write(x, rows, &vec![0.5; rows * shape.inputs]);
+                let start = Instant::now();
+                cpu.linear(x, weight, out);
+                let place = SHAPES.iter().position(|other| other.name == shape.name).unwrap_or(0);
+                times[place] += start.elapsed().as_secs_f64();
+            }
+            for (best, time) in best.iter_mut().zip(times) {
+                *best = best.min(time);
+            }
         }
     }
     best
@@ -125,19 +133,21 @@ fn main() -> Result<(), DeviceError> {
         "{:8} {:8} {:>5} {:>9} {:>7} {:>9} {:>7}",
         "path", "product", "rows", "ms", "GB/s", "GFLOP/s", "of read"
     );
+    let asked: Vec<usize> = std::env::args().filter_map(|rows| rows.parse().ok()).collect();
     let fast = [CpuPath::Avx2, CpuPath::Avx512, CpuPath::Amx];
-    for path in fast.into_iter().filter(|path| path.is_available()) {
-        let mut cpu = Cpu::new(threads, path);
-        for rows in ROWS {
-            let times = measure(&mut cpu, &mut products, rows);
+    let fast = fast.into_iter().filter(|path| path.is_available());
+    let mut cpus: Vec<Cpu> = fast.map(|path| Cpu::new(threads, path)).collect();
+    for rows in ROWS.into_iter().filter(|rows| asked.is_empty() || asked.contains(rows)) {
+        let times = measure(&mut cpus, &mut products, rows);
+        for (cpu, times) in cpus.iter().zip(times) {
             let mut total = (0.0, 0.0, 0.0);
             for (shape, time) in SHAPES.iter().zip(times) {
                 let copies = shape.copies as f64;
                 let figures = (time, copies * shape.bytes(), copies * shape.flops(rows));
-                print_line(path, (shape.name, rows), figures, read);
+                print_line(cpu.path(), (shape.name, rows), figures, read);
                 total = (total.0 + figures.0, total.1 + figures.1, total.2 + figures.2);
             }
-            print_line(path, ("all", rows), total, read);
+            print_line(cpu.path(), ("all", rows), total, read);
         }
     }
     let again = probe::read_gbps(threads)?;

@@ -143,6 +143,7 @@ pub trait Backend: Send + 'static {
 
     /// Rotates q and k of the fused projection in place (halves layout, as Hugging Face's Llama) and writes
     /// k and v to the KV cache at the batch's positions.
+    #[expect(clippy::too_many_arguments, reason = "an operation's operands, of distinct types")]
     fn rope_kv(
         &mut self,
         qkv: &mut Self::Tensor,
@@ -153,6 +154,7 @@ pub trait Backend: Send + 'static {
     );
 
     /// Causal attention of each row over its sequence's cache, positions `0..=position`; `out` is `[rows, heads * head_dim]`.
+    #[expect(clippy::too_many_arguments, reason = "an operation's operands, of distinct types")]
     fn attention(
         &mut self,
         qkv: &Self::Tensor,

@@ -1,4 +1,5 @@
 //! Groups of ranks sum like one rank, bit for bit, and every failure reaches every rank.
+#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
 mod data;
 
@@ -7,7 +8,7 @@ use std::time::Duration;
 use data::{bf16_matrix, noise, rows_tensor};
 use half::bf16;
 use phalanx_kernels::Backend;
-use phalanx_kernels::collective::{HostCollective, CollectiveError, Solo, Threads, WAIT_MAX};
+use phalanx_kernels::collective::{CollectiveError, HostCollective, Solo, Threads, WAIT_MAX};
 use phalanx_kernels::cpu::{Cpu, CpuPath};
 use phalanx_kernels::host::{HostMatrix, Summation, VIRTUAL_SHARDS};
 

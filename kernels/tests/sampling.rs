@@ -123,8 +123,9 @@ proptest! {
         let max = logits.iter().copied().fold(f32::MIN, f32::max);
         let sum: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).sum();
         let exact = |id: u32| f64::from(logits[id as usize] - max) - sum.ln();
-        let banned = vec![logits.iter().position(|&logit| logit == max).unwrap() as u32];
+        let banned = vec![logits.iter().position(|&logit| logit == max).unwrap()];
         let banned = if logits.len() > 1 { banned } else { Vec::new() };
+        let banned = banned.into_iter().map(|id| u32::try_from(id).unwrap()).collect();
         let row = SampleRow { banned, top_logprobs: Some(count), ..greedy() };
         for mut cpu in cpus(1) {
             let drawn = draw(&mut cpu, &logits, std::slice::from_ref(&row)).remove(0);

@@ -1,6 +1,6 @@
 //! A group of one.
 
-use super::{HostCollective, CollectiveError, check_gather};
+use super::{CollectiveError, HostCollective, check_gather};
 
 /// The only rank: sums and copies are what it already has.
 #[derive(Clone, Copy, Debug, Default)]

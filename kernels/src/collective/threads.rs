@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use super::{HostCollective, CollectiveError, check_gather};
+use super::{CollectiveError, HostCollective, check_gather};
 use crate::host::VIRTUAL_SHARDS;
 
 /// How long a rank waits for the others: far longer than one operation of the largest step takes, and

@@ -152,7 +152,6 @@ impl Kernel for Split<'_> {
 
 /// The nearest bf16's bits, to even at halves. Unlike a conversion of `half`, it compiles to vectors.
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "the upper half of 32 bits")]
 fn round(value: f32) -> u16 {
     let bits = value.to_bits();
     let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));

@@ -142,6 +142,7 @@ impl<E: Element> Panels<'_, E> {
         self.write(row, panel, &levels[shards.trailing_zeros() as usize]);
     }
 
+    #[expect(clippy::needless_range_loop, reason = "rows and panels index several arrays at once")]
     #[inline(always)]
     fn chain<L: Lanes, const ROWS: usize, const PANELS: usize>(
         &self,

@@ -154,7 +154,7 @@ impl Shared {
     fn claim(&self) -> Option<usize> {
         let mut ticket = self.ticket.load(Ordering::SeqCst);
         loop {
-            let next = (ticket & u64::from(u32::MAX)) as usize;
+            let next = usize::try_from(ticket & u64::from(u32::MAX)).unwrap_or(usize::MAX);
             // A count newer than the ticket is harmless: the exchange below then fails.
             if next >= self.tasks.load(Ordering::SeqCst) {
                 return None;

@@ -4,27 +4,33 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use super::memory::{Aligned, Disjoint};
+use super::path::CpuPath;
 use super::pool::Pool;
+use super::simd::{self, Kernel, LANES, Lanes};
 use crate::backend::DeviceError;
 
 /// Bytes read per pass: several times what even a large shared cache holds of one process.
 const READ_BYTES: usize = 1 << 30;
 /// Passes; the best counts, since neighbours on the machine only ever slow one down.
-const PASSES: usize = 5;
+const PASSES: usize = 8;
 /// Bytes per task of a pass.
 const READ_TASK_BYTES: usize = 8 << 20;
+/// How far ahead lines are asked for.
+const READ_AHEAD_ELEMENTS: usize = 1024;
 
 /// Plain reading with `threads` threads, in 10^9 bytes per second.
 ///
 /// # Errors
 /// When there is no memory for the buffer.
 pub fn read_gbps(threads: usize) -> Result<f64, DeviceError> {
-    let pool = Pool::new(threads);
+    let (pool, path) = (Pool::new(threads), CpuPath::detect());
     let mut buffer = Aligned::<f32>::zeroed(READ_BYTES / 4)?;
     // Written once: zeroed pages are not memory yet.
     buffer.fill(1.0);
     let tasks: Vec<&[f32]> = buffer.chunks(READ_TASK_BYTES / 4).collect();
-    let seconds = best_of(PASSES, || pool.run(tasks.len(), &|task| read(tasks[task])));
+    let seconds = best_of(PASSES, || {
+        pool.run(tasks.len(), &|task| simd::run(path, Read { values: tasks[task] }));
+    });
     Ok(READ_BYTES as f64 / seconds / 1e9)
 }
 
@@ -38,15 +44,23 @@ fn best_of(passes: usize, mut run: impl FnMut()) -> f64 {
     times.fold(f64::INFINITY, f64::min)
 }
 
-/// Sums in many lanes, which compiles to plain vector loads.
-fn read(values: &[f32]) {
-    let mut lanes = [0.0_f32; 64];
-    for chunk in values.as_chunks::<64>().0 {
-        for (lane, value) in lanes.iter_mut().zip(chunk) {
-            *lane += value;
+/// Sums a slice with the widest vectors there are, and asks for lines ahead of their use.
+struct Read<'a> {
+    values: &'a [f32],
+}
+
+impl Kernel for Read<'_> {
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let mut sums = [L::splat(0.0); 4];
+        for chunk in self.values.as_chunks::<{ 4 * LANES }>().0 {
+            for (sum, vector) in sums.iter_mut().zip(chunk.as_chunks::<LANES>().0) {
+                L::prefetch(vector.as_ptr().wrapping_add(READ_AHEAD_ELEMENTS));
+                *sum = sum.add(L::from_array(vector));
+            }
         }
+        black_box(sums.map(L::sum));
     }
-    black_box(lanes);
 }
 
 /// A straightforward product of bf16 matrices with `threads` threads, `[512, 4096] x [4096, 4096]`, by
@@ -91,8 +105,8 @@ mod dense {
     //! Tiles of 12 rows and 32 outputs by `vdpbf16ps`.
 
     use std::arch::x86_64::{
-        __m512bh, _mm512_dpbf16_ps, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_setzero_ps,
-        _mm512_storeu_ps,
+        __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_loadu_si512, _mm512_set1_epi32,
+        _mm512_setzero_ps, _mm512_storeu_ps,
     };
 
     pub(super) const TILE_ROWS: usize = 12;
@@ -118,15 +132,16 @@ mod dense {
                 // SAFETY: a pair has 32 elements.
                 let bits = unsafe { _mm512_loadu_si512(from.cast()) };
                 // SAFETY: both are 512 bits.
-                unsafe { std::mem::transmute::<_, __m512bh>(bits) }
+                unsafe { std::mem::transmute::<__m512i, __m512bh>(bits) }
             });
             for (row, sums) in sums.iter_mut().enumerate() {
                 // SAFETY: a row has `cols` elements, and the pair is among them.
                 let from = unsafe { x.as_ptr().add(row * cols + pair * 2) };
                 // SAFETY: as above; a pair is 32 bits.
                 let value = unsafe { from.cast::<i32>().read_unaligned() };
+                let value = _mm512_set1_epi32(value);
                 // SAFETY: both are 512 bits.
-                let value = unsafe { std::mem::transmute::<_, __m512bh>(_mm512_set1_epi32(value)) };
+                let value = unsafe { std::mem::transmute::<__m512i, __m512bh>(value) };
                 sums[0] = _mm512_dpbf16_ps(sums[0], value, weights[0]);
                 sums[1] = _mm512_dpbf16_ps(sums[1], value, weights[1]);
             }

@@ -64,7 +64,7 @@ pub(crate) fn row_of(values: &[f32], row: usize, cols: usize) -> &[f32] {
 
 /// A tensor of `rows` rows.
 pub(crate) fn rows_tensor(cpu: &Cpu, values: &[f32], rows: usize) -> Tensor {
-    let mut tensor = cpu.tensor(rows, values.len() / rows).unwrap();
+    let mut tensor = cpu.tensor(rows, values.len() / rows).expect("memory for a small tensor");
     cpu.write(&mut tensor, rows, values);
     tensor
 }

@@ -7,6 +7,18 @@ use half::bf16;
 
 use crate::cpu::weight::TILE_INPUTS;
 
+/// Prefetches the tile 4 KiB on, line by line: few rows leave the tiles waiting for memory.
+macro_rules! bring_closer {
+    ($from:literal) => {
+        bring_closer!(
+            $from, 4096 4160 4224 4288 4352 4416 4480 4544 4608 4672 4736 4800 4864 4928 4992 5056
+        )
+    };
+    ($from:literal, $($offset:literal)*) => {
+        concat!($("prefetcht0 [", $from, " + ", $offset, "]\n"),*)
+    };
+}
+
 /// Rows of a tile.
 pub(super) const TILE_ROWS: usize = 16;
 /// Elements per step by which the square kernel brings the next weights closer, of each panel.
@@ -62,6 +74,7 @@ impl Tiles {
     }
 
     /// Adds the product of one tile of rows and four panels to four tiles of sums.
+    #[expect(clippy::unused_self, reason = "to hold the tiles is the right to use them")]
     pub(super) fn multiply_flat(
         &self,
         lines: &[Line],
@@ -85,6 +98,10 @@ impl Tiles {
                 "tileloadd tmm2, [{sums} + {stride} + 2048]",
                 "tileloadd tmm3, [{sums} + {stride} + 3072]",
                 "2:",
+                bring_closer!("{w0}"),
+                bring_closer!("{w1}"),
+                bring_closer!("{w2}"),
+                bring_closer!("{w3}"),
                 "tileloadd tmm4, [{lines} + {stride} + 1024]",
                 "tileloadd tmm6, [{w0} + {stride}]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
@@ -127,6 +144,7 @@ impl Tiles {
 
     /// Adds the product of two tiles of rows and two panels to four tiles of sums, and brings what comes
     /// next, `ahead`, closer meanwhile.
+    #[expect(clippy::unused_self, reason = "to hold the tiles is the right to use them")]
     pub(super) fn multiply_square(
         &self,
         lines: [&[Line]; 2],

@@ -1,5 +1,6 @@
 //! Lanes in two AVX registers.
 #![expect(
+    clippy::multiple_unsafe_ops_per_block,
     clippy::undocumented_unsafe_blocks,
     reason = "one reason for all: this type is used only inside `run`, whose caller checked the features"
 )]
