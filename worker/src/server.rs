@@ -246,7 +246,7 @@ impl pb::worker_server::Worker for WorkerService {
         request: Request<pb::GenerateRequest>,
     ) -> Result<Response<Self::GenerateStream>, Status> {
         let generation = self.start(request).await.map_err(|fault| to_status(&fault))?;
-        let events = generation.into_events().map(|event| match event {
+        let events = generation.spawn().map(|event| match event {
             Ok(event) => Ok(event.into()),
             Err(fault) => Err(to_status(&fault)),
         });

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::stream::{self, BoxStream, SelectAll, Stream, StreamExt as _};
+use futures::stream::{BoxStream, SelectAll, StreamExt as _};
 use phalanx_proto::fault::{Fault, FaultCode};
 use phalanx_proto::generate::{Event, Usage};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
 
 use super::admission::Admitted;
 use super::choice::{self, ChoiceEvent, End};
@@ -22,8 +23,10 @@ pub(super) struct Deadline {
     pub(super) after: Duration,
 }
 
-/// A request under way. Nothing runs but when its stream is polled, so a slow client slows only itself, and
-/// dropping the stream (the client is gone) drops every sequence at once.
+/// Events made ahead of a client that reads slowly; the engine's own channel holds what comes after.
+const EVENTS_AHEAD_MAX: usize = 64;
+
+/// A request under way. Dropping it cancels every sequence.
 pub(super) struct Generation {
     engine: EngineHandle,
     text: Arc<Text>,
@@ -44,8 +47,6 @@ enum Phase {
     Prompt,
     /// All choices run.
     Choices,
-    /// The last event was given.
-    Over,
 }
 
 impl Generation {
@@ -76,20 +77,36 @@ impl Generation {
         Ok(generation)
     }
 
-    /// Everything that the client hears; a fault is the last of it.
-    pub(super) fn into_events(self) -> impl Stream<Item = Result<Event, Fault>> + Send {
-        stream::unfold(self, |mut generation| async {
-            if generation.phase == Phase::Over {
-                return None;
+    /// Runs the request in a task of its own, and gives what the client is to hear; a fault is the last of it.
+    /// A client that goes away ends the task at once, and one that does not read cannot keep it past its
+    /// deadline.
+    pub(super) fn spawn(mut self) -> ReceiverStream<Result<Event, Fault>> {
+        let (sender, events) = mpsc::channel(EVENTS_AHEAD_MAX + 1);
+        // The one place more is for a fault: a stream that is cut must not look complete.
+        let last_word = sender.clone().try_reserve_owned();
+        tokio::spawn(async move {
+            let deadline = self.deadline;
+            let outcome = tokio::select! {
+                biased;
+                () = sender.closed() => return,
+                fault = overdue(deadline) => Err(fault),
+                outcome = self.forward(&sender) => outcome,
+            };
+            if let (Err(fault), Ok(last_word)) = (outcome, last_word) {
+                last_word.send(Err(fault));
             }
-            let event = generation.next_event().await;
-            if matches!(event, Err(_) | Ok(Event::Usage(_))) {
-                generation.phase = Phase::Over;
-                // Cancels what still runs now, not when the client has read the end.
-                generation.choices.clear();
+        });
+        ReceiverStream::new(events)
+    }
+
+    async fn forward(&mut self, sender: &mpsc::Sender<Result<Event, Fault>>) -> Result<(), Fault> {
+        loop {
+            let event = self.next_event().await?;
+            let is_last = matches!(event, Event::Usage(_));
+            if sender.send(Ok(event)).await.is_err() || is_last {
+                return Ok(());
             }
-            Some((event, generation))
-        })
+        }
     }
 
     async fn next_event(&mut self) -> Result<Event, Fault> {
@@ -97,24 +114,11 @@ impl Generation {
             return Ok(event);
         }
         loop {
-            let Some(event) = self.next_of_choices().await? else {
+            let Some(event) = self.choices.next().await.transpose()? else {
                 return Ok(Event::Usage(self.usage));
             };
             if let Some(event) = self.apply(event)? {
                 return Ok(event);
-            }
-        }
-    }
-
-    async fn next_of_choices(&mut self) -> Result<Option<ChoiceEvent>, Fault> {
-        let Some(deadline) = self.deadline else {
-            return self.choices.next().await.transpose();
-        };
-        match tokio::time::timeout_at(deadline.at, self.choices.next()).await {
-            Ok(event) => event.transpose(),
-            Err(_elapsed) => {
-                let message = format!("the answer was not complete within {:?}", deadline.after);
-                Err(Fault::new(FaultCode::DeadlineExceeded, message))
             }
         }
     }
@@ -159,4 +163,12 @@ impl Generation {
         self.choices.push(events.boxed());
         Ok(())
     }
+}
+
+/// The fault of a request whose time is up, once it is; never without a deadline.
+async fn overdue(deadline: Option<Deadline>) -> Fault {
+    let Some(Deadline { at, after }) = deadline else { return std::future::pending().await };
+    tokio::time::sleep_until(at).await;
+    let message = format!("the answer was not complete within {after:?}");
+    Fault::new(FaultCode::DeadlineExceeded, message)
 }

@@ -360,6 +360,26 @@ async fn a_deadline_ends_the_request_and_cancels_its_sequence() {
 }
 
 #[tokio::test]
+async fn a_client_that_never_reads_does_not_outlive_its_deadline() {
+    use phalanx_proto::pb::worker_server::Worker as _;
+    let (parts, mut submitted, _handles) = parts();
+    let service = WorkerService::new(parts);
+    let mut request = Request::new(request("Go").into_wire(Epoch(EPOCH)));
+    request.metadata_mut().insert("grpc-timeout", "60m".parse().unwrap());
+    let unread = service.generate(request).await.unwrap().into_inner();
+    let sequence = submitted.recv().await.unwrap();
+    sequence.start(0);
+    for _ in 0..500 {
+        sequence.token(300, None);
+    }
+    sequence.events.closed().await;
+    let heard: Vec<_> = unread.collect().await;
+    let Some((Err(status), events)) = heard.split_last() else { panic!("a fault is last") };
+    assert_eq!(from_status(status).code, FaultCode::DeadlineExceeded);
+    assert!(events.iter().all(Result::is_ok));
+}
+
+#[tokio::test]
 async fn what_the_engine_refuses_reaches_the_client_as_it_is() {
     let mut scene = scene().await;
     let fault = Fault::new(FaultCode::Overloaded, "1024 sequences wait, the limit")
@@ -392,6 +412,8 @@ async fn open_requests_are_bounded() {
     assert_eq!(fault.code, FaultCode::Overloaded);
     assert_eq!(fault.retry_after, Some(RETRY_AFTER));
     drop(last);
+    // Its place is free once its task has seen that nobody listens.
+    drop(service.open.acquire().await.unwrap());
     assert!(service.generate(Request::new(wire)).await.is_ok());
     drop(all_but_one);
 }
