@@ -6,6 +6,7 @@ MAKEFLAGS += --no-print-directory
 
 # Options for `phalanx serve`, as in: make serve ARGS="--listen 0.0.0.0:8080 --workers 2"
 ARGS ?=
+# Options for the engine's benchmark, as in: make bench BENCH_ARGS="--model demo"
 BENCH_ARGS ?=
 
 .PHONY: help serve test test-tools verify fix bench
@@ -39,4 +40,6 @@ fix: ## Format, and apply the lints' own fixes
 	cargo fmt --all
 
 bench: ## Run the benchmarks: tables on the terminal, JSON in bench/results
-	cargo run --release --locked --package phalanx-worker --bin phalanx-bench -- $(BENCH_ARGS)
+	cargo bench --locked --package phalanx-kernels --bench linear
+	cargo bench --locked --package phalanx-worker --bench engine -- \
+		--out $(CURDIR)/bench/results/engine.json $(BENCH_ARGS)

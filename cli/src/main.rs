@@ -25,16 +25,12 @@ mod worker;
 
 use std::io::Write;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use phalanx_chassis::config::Resolved;
 use phalanx_chassis::telemetry::{self, LogFormat};
 
 use crate::arguments::Invocation;
 use crate::failure::Failure;
-
-/// How long threads that compute may go on after everything else has ended.
-const THREADS_END: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let matches = match arguments::command().try_get_matches() {
@@ -68,7 +64,8 @@ fn run(invocation: Invocation) -> Result<(), Failure> {
             Invocation::CheckConfig(path) => check_config::run(&path),
         }
     });
-    runtime.shutdown_timeout(THREADS_END);
+    // All roles have ended; a thread that still computes or reads has nobody left to tell.
+    runtime.shutdown_background();
     outcome
 }
 
