@@ -102,7 +102,7 @@ impl Engine {
         let prefill = ours.prefill_tokens.max(backlog);
         Offer {
             outstanding: Work { prefill_tokens: prefill, decode_tokens: decode },
-            rates: self.estimate.lock().rates(),
+            estimate: *self.estimate.lock(),
         }
     }
 

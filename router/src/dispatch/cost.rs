@@ -1,8 +1,8 @@
 //! What a request would cost on each engine, in seconds, and which engine to take. Pure.
 //!
 //! `cost = prefill outstanding and asked / prefill rate + (decode asked + share * decode outstanding) * step`,
-//! with rates learnt per engine from what it did. Engines that did nothing yet are given the fleet's best
-//! rates, so that they are tried; engines whose costs differ by less than the prediction's own error take turns.
+//! with rates learnt per engine from what it did. What an engine did not show yet it is given from the fleet's
+//! best, so that it is tried; engines whose costs differ by less than the prediction's own error take turns.
 
 /// Weight of the newest sample: the last ten or so decide.
 const LEARNING_SHARE: f64 = 0.2;
@@ -13,6 +13,8 @@ const DECODE_SHARE: f64 = 0.25;
 const ERROR_MIN: f64 = 0.2;
 /// Nor are they worth nothing.
 const ERROR_MAX: f64 = 1.0;
+/// Shorter prompts are mostly a request's fixed cost, and say little of the rate.
+const PREFILL_TOKENS_LEARNT_MIN: u32 = 64;
 /// A small model on a CPU, for as long as no engine has reported anything.
 const RATES_UNKNOWN: Rates =
     Rates { prefill_tokens_per_second: 1_000.0, step_seconds: 0.02, error: ERROR_MIN };
@@ -28,7 +30,7 @@ pub(crate) struct Work {
 
 /// How fast an engine is.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Rates {
+struct Rates {
     prefill_tokens_per_second: f64,
     step_seconds: f64,
     /// Mean relative error of what these rates predicted.
@@ -39,7 +41,7 @@ pub(crate) struct Rates {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Offer {
     pub(crate) outstanding: Work,
-    pub(crate) rates: Option<Rates>,
+    pub(crate) estimate: Estimate,
 }
 
 /// What an engine's past says of its speed.
@@ -61,7 +63,7 @@ struct Mean {
 impl Estimate {
     /// A prompt's `tokens` took `seconds` on an engine that had no other prompt to compute.
     pub(crate) fn observe_prefill(&mut self, tokens: u32, seconds: f64) {
-        if tokens > 0 {
+        if tokens >= PREFILL_TOKENS_LEARNT_MIN {
             observe(&mut self.prefill_seconds_per_token, seconds / f64::from(tokens));
         }
     }
@@ -71,21 +73,18 @@ impl Estimate {
         observe(&mut self.step_seconds, seconds);
     }
 
-    /// The rates, once anything is known.
-    pub(crate) fn rates(&self) -> Option<Rates> {
-        if self.prefill_seconds_per_token.is_none() && self.step_seconds.is_none() {
-            return None;
-        }
+    /// The rates, with what is not known yet taken from `fleet`.
+    fn rates(&self, fleet: Rates) -> Rates {
         let error = |mean: Option<Mean>| mean.map_or(0.0, |mean| mean.deviation);
-        Some(Rates {
+        Rates {
             prefill_tokens_per_second: self
                 .prefill_seconds_per_token
-                .map_or(RATES_UNKNOWN.prefill_tokens_per_second, |mean| 1.0 / mean.value),
-            step_seconds: self.step_seconds.map_or(RATES_UNKNOWN.step_seconds, |mean| mean.value),
+                .map_or(fleet.prefill_tokens_per_second, |mean| 1.0 / mean.value),
+            step_seconds: self.step_seconds.map_or(fleet.step_seconds, |mean| mean.value),
             error: error(self.prefill_seconds_per_token)
                 .max(error(self.step_seconds))
                 .clamp(ERROR_MIN, ERROR_MAX),
-        })
+        }
     }
 }
 
@@ -114,11 +113,11 @@ impl Offer {
 
 /// The index of the offer to take; `rotation` (a counter) decides among those too close to tell apart.
 pub(crate) fn choose(offers: &[Offer], work: Work, rotation: usize) -> Option<usize> {
-    let best_known = best_rates(offers);
+    let fleet = best_rates(offers);
     let costs: Vec<(f64, Rates)> = offers
         .iter()
         .map(|offer| {
-            let rates = offer.rates.unwrap_or(best_known);
+            let rates = offer.estimate.rates(fleet);
             (offer.seconds(work, rates), rates)
         })
         .collect();
@@ -130,19 +129,18 @@ pub(crate) fn choose(offers: &[Offer], work: Work, rotation: usize) -> Option<us
     near().nth(turn).map(|(index, _)| index)
 }
 
+/// The best of each rate that any engine has shown.
 fn best_rates(offers: &[Offer]) -> Rates {
-    offers.iter().filter_map(|offer| offer.rates).fold(None, better).unwrap_or(RATES_UNKNOWN)
-}
-
-fn better(best: Option<Rates>, rates: Rates) -> Option<Rates> {
-    let Some(best) = best else { return Some(rates) };
-    Some(Rates {
-        prefill_tokens_per_second: best
-            .prefill_tokens_per_second
-            .max(rates.prefill_tokens_per_second),
-        step_seconds: best.step_seconds.min(rates.step_seconds),
-        error: best.error.max(rates.error),
-    })
+    let least = |mean: fn(&Estimate) -> Option<Mean>| {
+        let known = offers.iter().filter_map(|offer| mean(&offer.estimate));
+        known.map(|mean| mean.value).min_by(f64::total_cmp)
+    };
+    Rates {
+        prefill_tokens_per_second: least(|estimate| estimate.prefill_seconds_per_token)
+            .map_or(RATES_UNKNOWN.prefill_tokens_per_second, |seconds| 1.0 / seconds),
+        step_seconds: least(|estimate| estimate.step_seconds).unwrap_or(RATES_UNKNOWN.step_seconds),
+        ..RATES_UNKNOWN
+    }
 }
 
 /// Token counts are far below 2^52, where the conversion would begin to round.
@@ -160,16 +158,16 @@ mod tests {
     const WORK: Work = Work { prefill_tokens: 100, decode_tokens: 50 };
 
     fn offer(prefill_tokens: u64, decode_tokens: u64) -> Offer {
-        Offer { outstanding: Work { prefill_tokens, decode_tokens }, rates: None }
+        Offer { outstanding: Work { prefill_tokens, decode_tokens }, estimate: Estimate::default() }
     }
 
-    fn learnt(tokens_per_second: f64, step_seconds: f64) -> Option<Rates> {
+    fn learnt(tokens_per_second: f64, step_seconds: f64) -> Estimate {
         let mut estimate = Estimate::default();
         for _ in 0..100 {
             estimate.observe_prefill(1_000, 1_000.0 / tokens_per_second);
             estimate.observe_step(step_seconds);
         }
-        estimate.rates()
+        estimate
     }
 
     #[test]
@@ -194,18 +192,30 @@ mod tests {
 
     #[test]
     fn a_fast_busy_engine_beats_a_slow_idle_one() {
-        let fast = Offer { rates: learnt(50_000.0, 0.005), ..offer(1_000, 100) };
-        let slow = Offer { rates: learnt(500.0, 0.1), ..offer(0, 0) };
+        let fast = Offer { estimate: learnt(50_000.0, 0.005), ..offer(1_000, 100) };
+        let slow = Offer { estimate: learnt(500.0, 0.1), ..offer(0, 0) };
         assert_eq!(choose(&[slow, fast], WORK, 0), Some(1));
     }
 
     #[test]
     fn an_engine_that_never_served_is_tried() {
-        let known = Offer { rates: learnt(50_000.0, 0.001), ..offer(0, 0) };
+        let known = Offer { estimate: learnt(50_000.0, 0.001), ..offer(0, 0) };
         let fresh = offer(0, 0);
         let chosen: Vec<_> =
             (0..2).filter_map(|turn| choose(&[known, fresh], WORK, turn)).collect();
         assert_eq!(chosen, [0, 1]);
+    }
+
+    #[test]
+    fn an_engine_that_saw_only_short_prompts_is_not_judged_by_them() {
+        let known = Offer { estimate: learnt(50_000.0, 0.01), ..offer(0, 0) };
+        let mut estimate = Estimate::default();
+        estimate.observe_prefill(2, 0.01);
+        estimate.observe_step(0.01);
+        let short = Offer { estimate, ..offer(0, 0) };
+        let long_prompt = Work { prefill_tokens: 4_000, decode_tokens: 4 };
+        let chosen = |turn| choose(&[known, short], long_prompt, turn);
+        assert_eq!((chosen(0), chosen(1)), (Some(0), Some(1)));
     }
 
     proptest! {
@@ -215,10 +225,10 @@ mod tests {
             rotation in any::<usize>(),
         ) {
             let offers: Vec<_> = engines.iter()
-                .map(|&(prefill, decode, rate, step)| Offer { rates: learnt(rate, step), ..offer(prefill, decode) })
+                .map(|&(prefill, decode, rate, step)| Offer { estimate: learnt(rate, step), ..offer(prefill, decode) })
                 .collect();
             let chosen = choose(&offers, WORK, rotation).unwrap();
-            let cost = |offer: &Offer| offer.seconds(WORK, offer.rates.unwrap());
+            let cost = |offer: &Offer| offer.seconds(WORK, offer.estimate.rates(RATES_UNKNOWN));
             let least = offers.iter().map(cost).fold(f64::INFINITY, f64::min);
             prop_assert!(cost(&offers[chosen]) <= least * (1.0 + ERROR_MAX));
         }
@@ -230,7 +240,7 @@ mod tests {
             for _ in 0..200 {
                 estimate.observe_step(step);
             }
-            let rates = estimate.rates().unwrap();
+            let rates = estimate.rates(RATES_UNKNOWN);
             prop_assert!((rates.step_seconds - step).abs() <= step * 0.01);
             prop_assert!(rates.error <= ERROR_MIN + 1e-6);
         }
