@@ -9,13 +9,14 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use half::bf16;
+use phalanx_kernels::collective::Solo;
 use phalanx_kernels::cpu::{Cpu, CpuPath, probe};
 use phalanx_kernels::host::{Dtype, HostMatrix};
 use phalanx_proto::generate::Sampling;
 use phalanx_worker::engine::{
     self, EngineConfig, EngineHandle, RawEngine, SequenceEvent, SequenceRequest, StepReport,
 };
-use phalanx_worker::load::place;
+use phalanx_worker::load::{RankParts, place};
 use phalanx_worker::model::ModelConfig;
 use phalanx_worker::model::rope::RopeScaling;
 use phalanx_worker::weights::safetensors::{Shard, Slice};
@@ -107,8 +108,9 @@ impl Subject {
             ..RawEngine::default()
         };
         let limits = EngineConfig::try_from(raw).unwrap();
-        let cpu = Cpu::new(threads, path);
-        let (rank, blocks) = place(config, source, cpu, &limits, &mut |_, _| {}).unwrap();
+        let solo =
+            RankParts { backend: Cpu::new(threads, path), shard: Shard::SOLO, collective: Solo };
+        let (rank, blocks) = place(config, source, solo, &limits, &mut |_, _| {}).unwrap();
         let reports = Arc::new(Mutex::new(Vec::new()));
         let sink = Arc::clone(&reports);
         let observer = Box::new(move |report| sink.lock().unwrap().push(report));

@@ -67,7 +67,8 @@ pub fn load(
     let config = ModelConfig::load(folder)?;
     let weights = Weights::open(folder)?;
     let backend = Cpu::new(options.threads, options.cpu_path);
-    let (rank, blocks) = place(&config, &weights, backend, &options.engine, progress)?;
+    let solo = RankParts { backend, shard: Shard::SOLO, collective: Solo };
+    let (rank, blocks) = place(&config, &weights, solo, &options.engine, progress)?;
     let kv_tokens_max = blocks * BLOCK_TOKENS;
     let info = ModelInfo {
         revision: revision(folder, &weights)?,
@@ -80,21 +81,32 @@ pub fn load(
     Ok((engine, info))
 }
 
-/// Puts a whole model on one device: the rank, and how many KV blocks it has.
+/// One rank's device, its share of the model and its way to the others.
+#[derive(Debug)]
+pub struct RankParts<C> {
+    /// The device.
+    pub backend: Cpu,
+    /// The share.
+    pub shard: Shard,
+    /// The way.
+    pub collective: C,
+}
+
+/// Puts a rank's share of a model on its device: the rank, and how many KV blocks it has.
 ///
 /// # Errors
 /// As [`load`].
-pub fn place<S>(
+pub fn place<S, C>(
     config: &ModelConfig,
     source: &S,
-    backend: Cpu,
+    parts: RankParts<C>,
     limits: &EngineConfig,
     progress: &mut dyn FnMut(usize, usize),
-) -> Result<(Rank<Cpu, Solo>, usize), LoadError>
+) -> Result<(Rank<Cpu, C>, usize), LoadError>
 where
     S: WeightSource,
 {
-    let shard = Shard::SOLO;
+    let RankParts { backend, shard, collective } = parts;
     let placement = Placement { source, backend: &backend, shard };
     let model = Llama::load(config, &placement, progress)?;
     let blocks = kv_blocks(config, limits.kv_size());
@@ -105,7 +117,7 @@ where
     let sizes = (limits.step_tokens_max(), limits.running_max());
     let activations = Activations::new(&backend, config, shard, sizes)
         .map_err(|source| device("the activations", source))?;
-    Ok((Rank { model, backend, collective: Solo, kv, activations }, blocks))
+    Ok((Rank { model, backend, collective, kv, activations }, blocks))
 }
 
 /// At least two blocks, so that the smallest pool still holds a prompt and an answer.

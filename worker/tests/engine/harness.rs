@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use phalanx_kernels::Backend as _;
-use phalanx_kernels::collective::Solo;
+use phalanx_kernels::collective::{Collective, Solo};
 use phalanx_kernels::cpu::{Cpu, CpuPath};
 use phalanx_proto::generate::Sampling;
 use phalanx_worker::engine::scheduler::{Progress, Scheduler};
@@ -13,9 +13,10 @@ use phalanx_worker::engine::sequence::SequenceId;
 use phalanx_worker::engine::{EngineConfig, RawEngine, SequenceRequest};
 use phalanx_worker::executor::Executor as _;
 use phalanx_worker::executor::rank::Rank;
-use phalanx_worker::load::place;
+use phalanx_worker::load::{RankParts, place};
 use phalanx_worker::model::ModelConfig;
 use phalanx_worker::weights::Weights;
+use phalanx_worker::weights::safetensors::Shard;
 
 /// The demo model's folder.
 pub(crate) fn demo_folder() -> PathBuf {
@@ -31,8 +32,8 @@ pub(crate) struct Answer {
     pub(crate) cached: usize,
 }
 
-pub(crate) struct Harness {
-    rank: Rank<Cpu, Solo>,
+pub(crate) struct Harness<C = Solo> {
+    rank: Rank<Cpu, C>,
     scheduler: Scheduler,
     vocab: usize,
     next_id: u64,
@@ -41,13 +42,24 @@ pub(crate) struct Harness {
 }
 
 impl Harness {
+    /// A group of one rank.
     pub(crate) fn new(path: CpuPath, threads: usize, raw: RawEngine) -> Self {
+        Self::of_rank(Cpu::new(threads, path), (Shard::SOLO, Solo), raw)
+    }
+}
+
+impl<C> Harness<C>
+where
+    C: Collective<Cpu> + 'static,
+{
+    /// One rank of a group.
+    pub(crate) fn of_rank(backend: Cpu, (shard, collective): (Shard, C), raw: RawEngine) -> Self {
         let folder = demo_folder();
         let config = ModelConfig::load(&folder).unwrap();
         let limits = EngineConfig::try_from(raw).unwrap();
         let weights = Weights::open(&folder).unwrap();
-        let cpu = Cpu::new(threads, path);
-        let (rank, blocks) = place(&config, &weights, cpu, &limits, &mut |_, _| {}).unwrap();
+        let parts = RankParts { backend, shard, collective };
+        let (rank, blocks) = place(&config, &weights, parts, &limits, &mut |_, _| {}).unwrap();
         let scheduler = Scheduler::new(&limits, u32::try_from(blocks).unwrap());
         Self { rank, scheduler, vocab: config.vocab, next_id: 0, preemptions: 0, steps: 0 }
     }
@@ -92,7 +104,10 @@ trait KeepLogits {
     ) -> (Vec<phalanx_kernels::sample::Sampled>, Vec<f32>);
 }
 
-impl KeepLogits for Rank<Cpu, Solo> {
+impl<C> KeepLogits for Rank<Cpu, C>
+where
+    C: Collective<Cpu> + 'static,
+{
     fn run_keeping_logits(
         &mut self,
         plan: &phalanx_worker::engine::plan::StepPlan,

@@ -6,3 +6,4 @@ mod bad_folders;
 mod bits;
 mod golden;
 mod harness;
+mod tensor_parallel;
