@@ -148,7 +148,7 @@ impl Kernel for SiluMul<'_> {
             let one = L::splat(1.0);
             let sigmoid_inverse = one.add(L::splat(0.0).sub(gate).exp());
             let product = gate.div(sigmoid_inverse).mul(L::from_part(up));
-            out.copy_from_slice(&product.to_array()[..out.len()]);
+            product.write_part(out);
         }
     }
 }

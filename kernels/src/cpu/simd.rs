@@ -74,9 +74,24 @@ pub(crate) trait Lanes: Copy {
     /// The first lanes from a short slice, zeros behind.
     #[inline(always)]
     fn from_part(part: &[f32]) -> Self {
+        // A whole vector needs no copy, and most parts are whole.
+        if let Ok(lanes) = part.try_into() {
+            return Self::from_array(lanes);
+        }
         let mut lanes = [0.0; LANES];
         lanes[..part.len()].copy_from_slice(part);
         Self::from_array(&lanes)
+    }
+
+    /// Writes as many lanes as the slice has room for.
+    #[inline(always)]
+    fn write_part(self, part: &mut [f32]) {
+        let lanes = self.to_array();
+        if let Ok(part) = <&mut [f32; LANES]>::try_from(&mut *part) {
+            *part = lanes;
+        } else {
+            part.copy_from_slice(&lanes[..part.len()]);
+        }
     }
 
     /// e to the power of each lane, within 2e-7 relative. Below -87 it stays at e^-87 (about 1e-38).
