@@ -98,10 +98,12 @@ impl Conversation {
             body["max_tokens"] = json!(max_tokens);
         }
         let path = "/v1/chat/completions";
-        let response = self.client.post(path, &body, ANSWER_MAX).await.map_err(unanswered)?;
+        let response =
+            self.client.post(path, &body, ANSWER_MAX).await.map_err(|error| unanswered(&error))?;
         if !response.status().is_success() {
             let status = response.status();
-            let body = self.client.read(response, ASK_MAX).await.map_err(unanswered)?;
+            let body =
+                self.client.read(response, ASK_MAX).await.map_err(|error| unanswered(&error))?;
             return Err(Failure::Failed(refusal(status.as_u16(), &body)));
         }
         let mut events = EventStream::default();
@@ -126,9 +128,9 @@ impl Conversation {
 }
 
 async fn first_model(client: &HttpClient) -> Result<String, Failure> {
-    let answer = client.get("/v1/models", ASK_MAX).await.map_err(unanswered)?;
+    let answer = client.get("/v1/models", ASK_MAX).await.map_err(|error| unanswered(&error))?;
     let status = answer.status();
-    let body = client.read(answer, ASK_MAX).await.map_err(unanswered)?;
+    let body = client.read(answer, ASK_MAX).await.map_err(|error| unanswered(&error))?;
     if !status.is_success() {
         return Err(Failure::Failed(refusal(status.as_u16(), &body)));
     }
@@ -157,10 +159,10 @@ fn refusal(status: u16, body: &[u8]) -> String {
     }
 }
 
-fn unanswered(error: HttpError) -> Failure {
-    match &error {
-        HttpError::Connect { .. } => Failure::Unreachable(chain(&error)),
-        HttpError::Broken { .. } | HttpError::Late { .. } => Failure::Failed(chain(&error)),
+fn unanswered(error: &HttpError) -> Failure {
+    match error {
+        HttpError::Connect { .. } => Failure::Unreachable(chain(error)),
+        HttpError::Broken { .. } | HttpError::Late { .. } => Failure::Failed(chain(error)),
     }
 }
 

@@ -40,7 +40,7 @@ pub(crate) struct Roles {
 }
 
 /// What happens to a process with roles.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Event {
     Signal(Phase),
     RoleEnded(Role),
@@ -216,11 +216,7 @@ mod tests {
     fn check(steps: &[(Event, &[(Role, Phase)])]) {
         let mut departure = serving();
         for (event, told) in steps {
-            let event = match event {
-                Event::Signal(phase) => Event::Signal(*phase),
-                Event::RoleEnded(role) => Event::RoleEnded(*role),
-            };
-            assert_eq!(departure.apply(event), *told);
+            assert_eq!(departure.apply(*event), *told);
         }
         assert!(departure.running.is_empty());
     }
