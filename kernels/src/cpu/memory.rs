@@ -23,10 +23,13 @@ unsafe impl Zeroable for f32 {}
 // SAFETY: a plain number.
 unsafe impl Zeroable for u16 {}
 
-/// A fixed slice of zeros at first, aligned to cache lines (large ones to huge pages).
+/// A fixed slice of zeros at first, aligned to cache lines (large ones to huge pages). Pages that were never
+/// written take no memory: a KV cache costs what is used of it.
 pub(crate) struct Aligned<T: Zeroable> {
     pointer: NonNull<T>,
     length: usize,
+    /// What was allocated; the slice lies somewhere in it.
+    memory: Option<(NonNull<u8>, Layout)>,
 }
 
 /// A slice that tasks write at the same time, each its own part.
@@ -45,23 +48,25 @@ impl<T: Zeroable> Aligned<T> {
     /// When memory runs out.
     pub(crate) fn zeroed(length: usize) -> Result<Self, DeviceError> {
         let refused = || DeviceError::OutOfMemory { bytes: length.saturating_mul(size_of::<T>()) };
-        let layout = Self::layout(length).ok_or_else(refused)?;
-        if layout.size() == 0 {
-            return Ok(Self { pointer: NonNull::dangling(), length });
+        let bytes = length.checked_mul(size_of::<T>()).ok_or_else(refused)?;
+        if bytes == 0 {
+            return Ok(Self { pointer: NonNull::dangling(), length, memory: None });
         }
-        // SAFETY: the layout is not empty.
-        let memory = unsafe { alloc_zeroed(layout) };
-        let pointer = NonNull::new(memory.cast::<T>()).ok_or_else(refused)?;
-        if layout.size() >= HUGE_PAGE_BYTES {
-            advise_huge_pages(memory, layout.size());
-        }
-        Ok(Self { pointer, length })
-    }
-
-    fn layout(length: usize) -> Option<Layout> {
-        let bytes = length.checked_mul(size_of::<T>())?;
         let alignment = if bytes >= HUGE_PAGE_BYTES { HUGE_PAGE_BYTES } else { LINE_BYTES };
-        Layout::from_size_align(bytes, alignment).ok()
+        // Aligned by hand: the allocator hands out untouched zero pages only for its natural alignment, and
+        // would write zeros itself for a larger one.
+        let padded = bytes.checked_add(alignment).ok_or_else(refused)?;
+        let layout = Layout::from_size_align(padded, align_of::<T>()).map_err(|_| refused())?;
+        // SAFETY: the layout is not empty.
+        let start = unsafe { alloc_zeroed(layout) };
+        let start = NonNull::new(start).ok_or_else(refused)?;
+        let skip = start.as_ptr().addr().next_multiple_of(alignment) - start.as_ptr().addr();
+        // SAFETY: `skip` is at most `alignment`, by which the allocation is larger than the slice.
+        let first = unsafe { start.add(skip) };
+        if bytes >= HUGE_PAGE_BYTES {
+            advise_huge_pages(first.as_ptr(), bytes);
+        }
+        Ok(Self { pointer: first.cast(), length, memory: Some((start, layout)) })
     }
 }
 
@@ -92,9 +97,9 @@ impl<T: Zeroable> DerefMut for Aligned<T> {
 
 impl<T: Zeroable> Drop for Aligned<T> {
     fn drop(&mut self) {
-        if let Some(layout) = Self::layout(self.length).filter(|layout| layout.size() > 0) {
+        if let Some((start, layout)) = self.memory {
             // SAFETY: allocated by `zeroed` with this very layout.
-            unsafe { dealloc(self.pointer.as_ptr().cast(), layout) };
+            unsafe { dealloc(start.as_ptr(), layout) };
         }
     }
 }
