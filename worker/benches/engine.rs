@@ -209,8 +209,8 @@ fn main() {
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let path = option("--path").map_or_else(CpuPath::detect, |name| name.parse().unwrap());
 
-    let read = probe::read_gbps(threads);
-    let gemm = probe::gemm_gflops(threads);
+    let read = probe::read_gbps(threads).unwrap();
+    let gemm = probe::gemm_gflops(threads).unwrap().unwrap_or(f64::NAN);
     println!("{threads} threads, path {path}: plain read {read:.1} GB/s, plain bf16 GEMM {gemm:.1} GFLOP/s");
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let mut models = Vec::new();
