@@ -71,6 +71,11 @@ impl Process {
         Ok(Self { name: name.to_owned(), child, log, ready_file })
     }
 
+    /// The system's id of the process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Waits until the process listens, and gives the addresses it wrote to its ready file.
     ///
     /// # Errors

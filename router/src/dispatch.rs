@@ -83,9 +83,7 @@ impl Dispatch {
         let fleet = self.fleet.load();
         let rotation = self.rotation.fetch_add(1, Ordering::Relaxed);
         let draw = uuid::Uuid::new_v4().as_u64_pair().0;
-        let route = fleet
-            .route(name, draw)
-            .ok_or_else(|| RouterError::ModelUnknown { model: name.to_string() })?;
+        let route = fleet.route(name, draw).ok_or_else(|| fleet.unknown(name))?;
         let candidates: Vec<&Arc<Engine>> = route.candidates(excluded).collect();
         let offers: Vec<Offer> = candidates.iter().map(|engine| engine.offer()).collect();
         let chosen = cost::choose(&offers, work, rotation)

@@ -124,7 +124,8 @@ impl Subject {
         self.reports.lock().unwrap().clear();
         let mut streams: Vec<_> = (0..batch)
             .map(|index| {
-                let prompt: Arc<[u32]> = (0..prompt).map(|at| 3 + (at * 7 + index) % 2000).collect();
+                let prompt: Arc<[u32]> =
+                    (0..prompt).map(|at| 3 + (at * 7 + index) % 2000).collect();
                 let request = SequenceRequest {
                     prompt,
                     sampling: Sampling { temperature: 0.0, ..Sampling::default() },
@@ -159,14 +160,21 @@ fn medians(reports: &[StepReport], pick: impl Fn(&StepReport) -> bool) -> (f64, 
 }
 
 #[expect(clippy::cast_precision_loss, reason = "sizes in the billions lose nothing that matters")]
-async fn measure(name: &str, config: &ModelConfig, subject: &Subject, read: f64, gemm: f64) -> Value {
+async fn measure(
+    name: &str,
+    config: &ModelConfig,
+    subject: &Subject,
+    read: f64,
+    gemm: f64,
+) -> Value {
     let head = config.vocab * config.hidden;
     let weight_bytes = 2.0 * (config.layer_parameters() + head) as f64;
     let mut rows = Vec::new();
     for batch in [1u32, 16] {
         let reports = subject.run(batch, 32, DECODE_TOKENS).await;
         let rows_wanted = batch as usize;
-        let decodes = |report: &StepReport| report.rows == rows_wanted && report.draws == rows_wanted;
+        let decodes =
+            |report: &StepReport| report.rows == rows_wanted && report.draws == rows_wanted;
         let (step, engine) = medians(&reports, decodes);
         let (tokens, gigabytes) = (f64::from(batch) / step, weight_bytes / step / 1e9);
         println!(
@@ -211,7 +219,9 @@ fn main() {
 
     let read = probe::read_gbps(threads).unwrap();
     let gemm = probe::gemm_gflops(threads).unwrap().unwrap_or(f64::NAN);
-    println!("{threads} threads, path {path}: plain read {read:.1} GB/s, plain bf16 GEMM {gemm:.1} GFLOP/s");
+    println!(
+        "{threads} threads, path {path}: plain read {read:.1} GB/s, plain bf16 GEMM {gemm:.1} GFLOP/s"
+    );
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let mut models = Vec::new();
     if wanted("demo") {

@@ -25,8 +25,8 @@ pub(crate) async fn get(
     State(gateway): State<Gateway>,
     Path(id): Path<String>,
 ) -> Result<Response, RouterError> {
-    let listing = gateway.dispatch.fleet().find(&ModelName::from(id.as_str()));
-    let listing = listing.ok_or(RouterError::ModelUnknown { model: id })?;
+    let (fleet, name) = (gateway.dispatch.fleet(), ModelName::from(id));
+    let listing = fleet.find(&name).ok_or_else(|| fleet.unknown(&name))?;
     let mut out = BytesMut::with_capacity(256);
     write(&mut out, &listing, gateway.started);
     Ok(json_response(out))

@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use phalanx_proto::id::{MemberId, ModelName, Revision};
+use phalanx_proto::id::{Lineage, MemberId, ModelName, Revision};
 use phalanx_proto::view::{AliasTarget, ClusterView, MemberRole, MemberState};
 
 use crate::engine::Engine;
+use crate::error::RouterError;
 
 /// A snapshot of the routable cluster; a new view makes a new one.
 #[derive(Debug, Default)]
@@ -119,6 +120,15 @@ impl Fleet {
         self.view.aliases.contains_key(name)
             || self.view.models.iter().any(|model| model.name == *name)
             || self.engines.values().any(|engine| engine.revision(name).is_some())
+    }
+
+    /// Why `name` cannot be served: nobody knows it, or this router has not heard from control yet.
+    pub(crate) fn unknown(&self, name: &ModelName) -> RouterError {
+        if self.view.lineage == Lineage::default() {
+            RouterError::NoWorker { model: name.clone() }
+        } else {
+            RouterError::ModelUnknown { model: name.to_string() }
+        }
     }
 
     /// Every name clients may use, in order.

@@ -12,7 +12,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use phalanx_chassis::drain::{self, DrainTrigger};
 use phalanx_chassis::metrics::Metrics;
-use phalanx_proto::id::{Epoch, MemberId};
+use phalanx_proto::id::{Epoch, Lineage, MemberId};
 use phalanx_proto::view::{ClusterView, Member, MemberRole, MemberState, ServedModel, ViewOp};
 use phalanx_router::{RawRouter, Router, RouterConfig};
 use serde_json::Value;
@@ -98,6 +98,7 @@ impl Cluster {
     pub(crate) fn change(&self, op: ViewOp) {
         self.view.send_modify(|view| {
             let mut next = ClusterView::clone(view);
+            next.lineage = Lineage(1);
             next.index.0 += 1;
             next.apply_op(op);
             *view = Arc::new(next);

@@ -49,6 +49,16 @@ async fn an_alias_reaches_the_worker_under_the_models_own_name() {
 }
 
 #[tokio::test]
+async fn a_router_that_has_not_heard_from_control_asks_to_come_back() {
+    let cluster = Cluster::start(&[]).await;
+    let answer = cluster.post("/v1/chat/completions", chat_body("")).await;
+    answer.assert_error(503, "no_worker");
+    assert!(answer.header("retry-after").is_some());
+    cluster.get("/v1/models/demo").await.assert_error(503, "no_worker");
+    cluster.assert_idle().await;
+}
+
+#[tokio::test]
 async fn tokenize_and_detokenize_have_vllms_shapes() {
     let worker = FakeWorker::start(7);
     let cluster = Cluster::start(&[&worker]).await;

@@ -7,6 +7,7 @@ use phalanx_proto::generate::{Generate, Stopping};
 use phalanx_proto::id::ModelName;
 
 use crate::engine::SequenceRequest;
+use crate::engine::sampling::choice_seed;
 use crate::text::{Text, param_of};
 
 /// What the worker serves, as far as requests are concerned.
@@ -132,32 +133,4 @@ fn end_tokens(stopping: &Stopping, text: &Text) -> Arc<[u32]> {
     let mut ids = own.to_vec();
     ids.extend(stopping.token_ids.iter().filter(|id| !own.contains(id)));
     ids.into()
-}
-
-/// The seed of one choice. Choice 0 keeps the request's, so that `n` does not change the first answer; the
-/// others get SplitMix64's mix of seed and choice, so that neighbouring seeds share no answers.
-const fn choice_seed(seed: u64, choice: u32) -> u64 {
-    if choice == 0 {
-        return seed;
-    }
-    let step = (choice as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    let mut mixed = seed.wrapping_add(step);
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    mixed ^ (mixed >> 31)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::HashSet;
-
-    use super::*;
-
-    #[test]
-    fn the_first_choice_keeps_the_seed_and_the_others_get_their_own() {
-        assert_eq!(choice_seed(42, 0), 42);
-        let seeds: HashSet<u64> =
-            (0..8).flat_map(|seed| (0..128).map(move |choice| choice_seed(seed, choice))).collect();
-        assert_eq!(seeds.len(), 8 * 128);
-    }
 }

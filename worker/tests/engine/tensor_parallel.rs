@@ -12,7 +12,8 @@ use crate::harness::{Answer, Harness, greedy};
 /// What every rank of a group of `world` answers.
 fn answers(world: usize, prompts: &[Vec<u32>]) -> Vec<Vec<Answer>> {
     let ranks = Threads::group(world, WAIT_MAX).unwrap();
-    let requests = |max_tokens| prompts.iter().map(move |prompt| greedy(prompt, max_tokens)).collect();
+    let requests =
+        |max_tokens| prompts.iter().map(move |prompt| greedy(prompt, max_tokens)).collect();
     thread::scope(|scope| {
         let ranks: Vec<_> = (0..)
             .zip(ranks)

@@ -93,6 +93,7 @@ fn sampling(fields: &Fields<'_>, drawn_seed: u64) -> Result<Sampling, Fault> {
     })
 }
 
+/// Its faults name the field and not the token, as OpenAI's do; the message says which.
 fn logit_bias(fields: &Fields<'_>) -> Result<Vec<(u32, f32)>, Fault> {
     let Some(biases) = fields.object("logit_bias")? else { return Ok(Vec::new()) };
     if biases.map().len() > LOGIT_BIAS_MAX {
@@ -113,7 +114,8 @@ fn logit_bias(fields: &Fields<'_>) -> Result<Vec<(u32, f32)>, Fault> {
         }
         Ok((id, bias))
     };
-    biases.map().keys().map(bias).collect()
+    let biases: Result<_, Fault> = biases.map().keys().map(bias).collect();
+    biases.map_err(|fault| fault.with_param("logit_bias"))
 }
 
 fn stopping(fields: &Fields<'_>) -> Result<Stopping, Fault> {
