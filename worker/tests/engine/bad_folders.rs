@@ -48,7 +48,7 @@ fn a_missing_tensor() {
 fn a_tensor_of_another_shape() {
     check(
         |folder| {
-            edit(folder, "config.json", "\"intermediate_size\": 704", "\"intermediate_size\": 712")
+            edit(folder, "config.json", "\"intermediate_size\": 704", "\"intermediate_size\": 712");
         },
         "FOLDER/model.safetensors: tensor model.layers.0.mlp.gate_proj.weight is of shape [704, 256], \
          expected shape [712, 256]",
@@ -95,7 +95,7 @@ fn a_folder_without_weights() {
 fn a_shape_that_cannot_be_cut_into_virtual_shards() {
     check(
         |folder| {
-            edit(folder, "config.json", "\"intermediate_size\": 704", "\"intermediate_size\": 700")
+            edit(folder, "config.json", "\"intermediate_size\": 704", "\"intermediate_size\": 700");
         },
         "FOLDER/config.json: intermediate_size is 700, expected a multiple of 8",
     );
