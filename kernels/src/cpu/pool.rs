@@ -22,6 +22,9 @@ const SLEEP_MAX: Duration = Duration::from_secs(1);
 /// The caller spins this often for the last task before it yields its core to whoever runs it.
 const FINISH_SPINS_MAX: u32 = 2_000;
 
+/// The lower half of a ticket from which nothing can be claimed.
+const CLOSED: u64 = u32::MAX as u64;
+
 type Task<'a> = dyn Fn(usize) + Sync + 'a;
 
 /// A pool; the thread that calls [`Pool::run`] is one of its threads. Dropping it joins the others.
@@ -130,15 +133,17 @@ impl fmt::Debug for Pool {
 
 impl Shared {
     fn publish(&self, tasks: usize, task: &Task<'_>) {
-        assert!(u32::try_from(tasks).is_ok(), "{tasks} tasks in one job");
+        assert!((tasks as u64) < CLOSED, "{tasks} tasks in one job");
+        let epoch = self.ticket.load(Ordering::SeqCst) >> 32;
+        // Closed first: a late thread still holding the last job's ticket must not claim from the new count.
+        self.ticket.store(epoch << 32 | CLOSED, Ordering::SeqCst);
         // SAFETY: only the lifetime changes, and `run` does not return while a task may still be called.
         let task = unsafe { std::mem::transmute::<&Task<'_>, &'static Task<'static>>(task) };
         // SAFETY: the last job has finished and no task of it is claimed, so nobody reads the cell.
         unsafe { *self.job.get() = Some(std::ptr::from_ref(task)) };
         self.pending.store(tasks, Ordering::SeqCst);
         self.tasks.store(tasks, Ordering::SeqCst);
-        let epoch = (self.ticket.load(Ordering::SeqCst) >> 32).wrapping_add(1);
-        self.ticket.store(epoch << 32, Ordering::SeqCst);
+        self.ticket.store(epoch.wrapping_add(1) << 32, Ordering::SeqCst);
         if self.sleepers.load(Ordering::SeqCst) > 0 {
             self.wake_all();
         }
@@ -155,7 +160,8 @@ impl Shared {
         let mut ticket = self.ticket.load(Ordering::SeqCst);
         loop {
             let next = usize::try_from(ticket & u64::from(u32::MAX)).unwrap_or(usize::MAX);
-            // A count newer than the ticket is harmless: the exchange below then fails.
+            // A count newer than the ticket is harmless: the ticket was closed before the count changed, so the
+            // exchange below fails.
             if next >= self.tasks.load(Ordering::SeqCst) {
                 return None;
             }
@@ -254,6 +260,23 @@ mod tests {
                     runs[index].fetch_add(1, Ordering::SeqCst);
                 });
                 assert!(runs.iter().all(|count| count.load(Ordering::SeqCst) == 1));
+            }
+        }
+    }
+
+    #[test]
+    fn jobs_of_changing_size_in_quick_succession_run_each_task_once() {
+        let pool = Pool::new(4);
+        let runs: Vec<AtomicUsize> = (0..64).map(|_| AtomicUsize::new(0)).collect();
+        for job in 0..100_000 {
+            // Growing and shrinking: a late thread of one job must not take a task of the next.
+            let tasks = 2 + job * 7 % 61;
+            pool.run(tasks, &|index| {
+                runs[index].fetch_add(1, Ordering::SeqCst);
+            });
+            for (index, count) in runs.iter().enumerate() {
+                let expected = usize::from(index < tasks);
+                assert_eq!(count.swap(0, Ordering::SeqCst), expected, "task {index} of {tasks}");
             }
         }
     }
