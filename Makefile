@@ -9,7 +9,7 @@ ARGS ?=
 # Options for the engine's benchmark, as in: make bench BENCH_ARGS="--model demo"
 BENCH_ARGS ?=
 
-.PHONY: help serve test test-tools verify fix bench
+.PHONY: help serve test test-tools verify fix bench compose-image compose-up compose-test
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -46,3 +46,13 @@ bench: ## Run the benchmarks: tables on the terminal, JSON in bench/results
 	cargo build --release --locked --bin phalanx
 	cargo bench --locked --package phalanx-cluster-tests --bench router -- \
 		--out $(CURDIR)/bench/results/router.json
+
+compose-image: # The binary and what it links to, in an image of its own
+	cargo build --release --locked --bin phalanx
+	compose/build-image
+
+compose-up: compose-image ## Start a local cluster in containers, its router on http://127.0.0.1:8080
+	compose/compose up --detach
+
+compose-test: compose-image ## Start such a cluster, try it, and take it down
+	compose/test
