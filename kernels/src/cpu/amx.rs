@@ -273,7 +273,12 @@ impl Part<'_> {
             for (row, sums) in (first..last).zip(tile.as_chunks::<LANES>().0) {
                 // SAFETY: a panel's columns of a row belong to one task.
                 let to = unsafe { out.part(row * outputs + output, width) };
-                to.copy_from_slice(&sums[..width]);
+                // A whole vector is copied in place, without a call.
+                if let Ok(to) = <&mut [f32; LANES]>::try_from(&mut *to) {
+                    *to = *sums;
+                } else {
+                    to.copy_from_slice(&sums[..width]);
+                }
             }
         }
     }

@@ -28,8 +28,18 @@ unsafe impl Zeroable for u16 {}
 pub(crate) struct Aligned<T: Zeroable> {
     pointer: NonNull<T>,
     length: usize,
-    /// What was allocated; the slice lies somewhere in it.
-    memory: Option<(NonNull<u8>, Layout)>,
+    memory: Memory,
+}
+
+/// Where a buffer lies.
+enum Memory {
+    /// It has no bytes.
+    Nowhere,
+    Heap(Layout),
+    /// Pages of its own. A heap would hand out recycled ones, which are small for good once they were
+    /// written, whatever is advised afterwards.
+    #[cfg(target_os = "linux")]
+    Pages(#[expect(dead_code, reason = "held for its drop")] pages::Pages),
 }
 
 /// A slice that tasks write at the same time, each its own part.
@@ -50,34 +60,21 @@ impl<T: Zeroable> Aligned<T> {
         let refused = || DeviceError::OutOfMemory { bytes: length.saturating_mul(size_of::<T>()) };
         let bytes = length.checked_mul(size_of::<T>()).ok_or_else(refused)?;
         if bytes == 0 {
-            return Ok(Self { pointer: NonNull::dangling(), length, memory: None });
+            return Ok(Self { pointer: NonNull::dangling(), length, memory: Memory::Nowhere });
         }
-        let alignment = if bytes >= HUGE_PAGE_BYTES { HUGE_PAGE_BYTES } else { LINE_BYTES };
-        // Aligned by hand: the allocator hands out untouched zero pages only for its natural alignment, and
-        // would write zeros itself for a larger one.
-        let padded = bytes.checked_add(alignment).ok_or_else(refused)?;
-        let layout = Layout::from_size_align(padded, align_of::<T>()).map_err(|_| refused())?;
-        // SAFETY: the layout is not empty.
-        let start = unsafe { alloc_zeroed(layout) };
-        let start = NonNull::new(start).ok_or_else(refused)?;
-        let skip = start.as_ptr().addr().next_multiple_of(alignment) - start.as_ptr().addr();
-        // SAFETY: `skip` is at most `alignment`, by which the allocation is larger than the slice.
-        let first = unsafe { start.add(skip) };
+        #[cfg(target_os = "linux")]
         if bytes >= HUGE_PAGE_BYTES {
-            advise_huge_pages(first.as_ptr(), bytes);
+            let pages = pages::Pages::zeroed(bytes).ok_or_else(refused)?;
+            let pointer = pages.first().cast();
+            return Ok(Self { pointer, length, memory: Memory::Pages(pages) });
         }
-        Ok(Self { pointer: first.cast(), length, memory: Some((start, layout)) })
+        let layout = Layout::from_size_align(bytes, LINE_BYTES).map_err(|_| refused())?;
+        // SAFETY: the layout is not empty.
+        let memory = unsafe { alloc_zeroed(layout) };
+        let pointer = NonNull::new(memory.cast::<T>()).ok_or_else(refused)?;
+        Ok(Self { pointer, length, memory: Memory::Heap(layout) })
     }
 }
-
-#[cfg(target_os = "linux")]
-fn advise_huge_pages(memory: *mut u8, bytes: usize) {
-    // SAFETY: the range was just allocated, and the advice changes no contents; its refusal changes only speed.
-    unsafe { libc::madvise(memory.cast(), bytes, libc::MADV_HUGEPAGE) };
-}
-
-#[cfg(not(target_os = "linux"))]
-fn advise_huge_pages(_memory: *mut u8, _bytes: usize) {}
 
 impl<T: Zeroable> Deref for Aligned<T> {
     type Target = [T];
@@ -97,9 +94,9 @@ impl<T: Zeroable> DerefMut for Aligned<T> {
 
 impl<T: Zeroable> Drop for Aligned<T> {
     fn drop(&mut self) {
-        if let Some((start, layout)) = self.memory {
+        if let Memory::Heap(layout) = self.memory {
             // SAFETY: allocated by `zeroed` with this very layout.
-            unsafe { dealloc(start.as_ptr(), layout) };
+            unsafe { dealloc(self.pointer.as_ptr().cast(), layout) };
         }
     }
 }
@@ -141,6 +138,56 @@ impl<'a, T> Disjoint<'a, T> {
 unsafe impl<T: Send> Send for Disjoint<'_, T> {}
 // SAFETY: as above; sharing the handle shares no element.
 unsafe impl<T: Send> Sync for Disjoint<'_, T> {}
+
+#[cfg(target_os = "linux")]
+mod pages {
+    //! Pages straight from the kernel, huge where it can.
+
+    use std::ptr::NonNull;
+
+    use super::HUGE_PAGE_BYTES;
+
+    /// A mapping of zeros, given back when dropped.
+    pub(super) struct Pages {
+        start: NonNull<libc::c_void>,
+        bytes: usize,
+    }
+
+    impl Pages {
+        /// At least `bytes` zeros from [`Pages::first`] on; None when memory runs out.
+        pub(super) fn zeroed(bytes: usize) -> Option<Self> {
+            // Room to begin at a huge page.
+            let bytes = bytes.checked_add(HUGE_PAGE_BYTES)?;
+            let access = libc::PROT_READ | libc::PROT_WRITE;
+            let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+            // SAFETY: a new anonymous mapping, wherever the kernel puts it.
+            let start = unsafe { libc::mmap(std::ptr::null_mut(), bytes, access, kind, -1, 0) };
+            if start == libc::MAP_FAILED {
+                return None;
+            }
+            let pages = Self { start: NonNull::new(start)?, bytes };
+            // Before the first write: a page keeps the size that it was written with.
+            // SAFETY: the mapping was just made, and the advice changes no contents; its refusal changes only speed.
+            unsafe { libc::madvise(start, bytes, libc::MADV_HUGEPAGE) };
+            Some(pages)
+        }
+
+        /// Where its first huge page begins.
+        pub(super) fn first(&self) -> NonNull<u8> {
+            let start = self.start.cast::<u8>();
+            let skip = start.addr().get().next_multiple_of(HUGE_PAGE_BYTES) - start.addr().get();
+            // SAFETY: less than a huge page on, by which the mapping is larger than what was asked for.
+            unsafe { start.add(skip) }
+        }
+    }
+
+    impl Drop for Pages {
+        fn drop(&mut self) {
+            // SAFETY: this mapping's own range; nothing refers to it any more.
+            unsafe { libc::munmap(self.start.as_ptr(), self.bytes) };
+        }
+    }
+}
 
 #[cfg(test)]
 mod tests {
