@@ -1,23 +1,24 @@
 //! The KV cache, and causal attention over it.
 //!
 //! A block of one layer and KV head is `[K transposed: element][token], V: [token][element]`, so a score of
-//! 16 tokens is one vector, and so is a piece of the output. A row meets its blocks in absolute order, one
-//! at a time, with an online softmax. Queries that share a KV head are tiled to share its loads; a query's
-//! own arithmetic is the same in a tile of any size. Tokens beyond a row's position are never multiplied.
+//! 16 tokens is one vector, and so is a piece of the output. How a row meets them is [`tile`]'s matter.
 
+mod tile;
+
+use self::tile::{Queries, TILE_QUERIES, Tiles};
 use super::elementwise::{Rotate, by_rows};
 use super::memory::{Aligned, Disjoint};
 use super::path::CpuPath;
 use super::pool::Pool;
-use super::simd::{self, Kernel, LANES, Lanes};
+use super::simd::{self, LANES};
 use super::tensor::Tensor;
 use crate::backend::{AttentionShape, DeviceError, KvShape, RopeTable};
 use crate::batch::{BLOCK_TOKENS, Batch, Span};
 
 const _: () = assert!(BLOCK_TOKENS == LANES, "the scores of a block are one vector");
 
-/// Queries that are worked on at once; the largest tile.
-const TILE_QUERIES: usize = 8;
+/// Multiply-adds below which a task costs more to share than to do.
+const TASK_WORK_MIN: usize = 128 * 1024;
 
 /// The KV cache of all layers.
 #[derive(Debug)]
@@ -146,176 +147,54 @@ pub(super) fn attention(
 ) {
     kv.check(shape, qkv.cols());
     assert_eq!(qkv.rows(), batch.rows(), "rows of the batch");
-    let out = out.shape(qkv.rows(), shape.heads * shape.head_dim);
-    out.fill(0.0);
-    let out = &Disjoint::new(out);
-    let group = shape.heads / shape.kv_heads;
-    let mut tasks = Vec::new();
-    for span in &batch.spans {
-        for kv_head in 0..shape.kv_heads {
-            for first in (0..span.rows.len() * group).step_by(TILE_QUERIES) {
-                let last = (span.rows.len() * group).min(first + TILE_QUERIES);
-                tasks.push((span, kv_head, first, last));
-            }
+    let out = &Disjoint::new(out.shape(qkv.rows(), shape.heads * shape.head_dim));
+    let shares = shares(shape, batch);
+    // Few short sequences are sooner attended to than shared out.
+    let mut tasks: Vec<&[Share<'_>]> = Vec::new();
+    let (mut first, mut work) = (0, 0);
+    for (index, share) in shares.iter().enumerate() {
+        work += share.work;
+        if work >= TASK_WORK_MIN || index + 1 == shares.len() {
+            tasks.push(&shares[first..=index]);
+            (first, work) = (index + 1, 0);
         }
     }
     pool.run(tasks.len(), &|task| {
-        let (span, kv_head, first, last) = tasks[task];
-        let blocks = batch.table(span).iter();
-        let offsets: Vec<usize> = blocks.map(|&block| kv.offset(layer, block, kv_head)).collect();
-        let queries =
-            Queries { qkv, kv: &kv.values, offsets: &offsets, shape, batch, span, kv_head };
-        simd::run(path, Tiles { queries, first, last, out });
+        for &Share { span, kv_head, first, last, .. } in tasks[task] {
+            let blocks = batch.table(span).iter();
+            let offsets: Vec<usize> =
+                blocks.map(|&block| kv.offset(layer, block, kv_head)).collect();
+            let queries =
+                Queries { qkv, kv: &kv.values, offsets: &offsets, shape, batch, span, kv_head };
+            simd::run(path, Tiles { queries, first, last, out });
+        }
     });
 }
 
-/// The queries of one sequence that share a KV head: query i is of row `i / group`, head `i % group`.
-struct Queries<'a> {
-    qkv: &'a Tensor,
-    kv: &'a [f32],
-    /// Where the sequence's blocks begin, of this layer and head.
-    offsets: &'a [usize],
-    shape: AttentionShape,
-    batch: &'a Batch,
+/// Some queries of one sequence and KV head, and roughly how much work they are.
+struct Share<'a> {
     span: &'a Span,
     kv_head: usize,
-}
-
-/// Some queries.
-struct Tiles<'a> {
-    queries: Queries<'a>,
     first: usize,
     last: usize,
-    out: &'a Disjoint<'a, f32>,
+    work: usize,
 }
 
-/// A query's way through its blocks.
-struct Progress<'a, L> {
-    query: &'a [f32],
-    position: usize,
-    max: f32,
-    /// The sum of weights so far, by the token's place in its block.
-    sum: L,
-    out: &'a mut [f32],
-}
-
-// === impl Tiles ===
-
-impl Kernel for Tiles<'_> {
-    #[inline(always)]
-    fn run<L: Lanes>(self) {
-        let mut query = self.first;
-        while L::WIDE && query + TILE_QUERIES <= self.last {
-            self.tile::<L, TILE_QUERIES>(query);
-            query += TILE_QUERIES;
-        }
-        while query + 4 <= self.last {
-            self.tile::<L, 4>(query);
-            query += 4;
-        }
-        while query < self.last {
-            self.tile::<L, 1>(query);
-            query += 1;
-        }
-    }
-}
-
-impl Tiles<'_> {
-    #[inline(always)]
-    fn tile<L: Lanes, const N: usize>(&self, first: usize) {
-        let mut tile: [Progress<'_, L>; N] = std::array::from_fn(|index| self.start(first + index));
-        let shared = tile.iter().map(|query| query.position + 1).min().unwrap_or(0) / BLOCK_TOKENS;
-        for block in 0..shared {
-            self.block::<L, N>(&mut tile, block, BLOCK_TOKENS);
-        }
-        for query in tile {
-            let mut query = [query];
-            let tokens = query[0].position + 1;
-            for block in shared..tokens.div_ceil(BLOCK_TOKENS) {
-                let visible = BLOCK_TOKENS.min(tokens - block * BLOCK_TOKENS);
-                self.block::<L, 1>(&mut query, block, visible);
-            }
-            let [query] = query;
-            let sum = query.sum.sum();
-            for value in query.out {
-                *value /= sum;
+fn shares(shape: AttentionShape, batch: &Batch) -> Vec<Share<'_>> {
+    let group = shape.heads / shape.kv_heads;
+    let mut shares = Vec::new();
+    for span in &batch.spans {
+        let queries = span.rows.len() * group;
+        for kv_head in 0..shape.kv_heads {
+            for first in (0..queries).step_by(TILE_QUERIES) {
+                let last = queries.min(first + TILE_QUERIES);
+                let tokens = span.start + last.div_ceil(group);
+                let work = (last - first) * tokens * shape.head_dim;
+                shares.push(Share { span, kv_head, first, last, work });
             }
         }
     }
-
-    #[inline(always)]
-    fn start<L: Lanes>(&self, index: usize) -> Progress<'_, L> {
-        let Queries { qkv, shape, batch, span, kv_head, .. } = &self.queries;
-        let group = shape.heads / shape.kv_heads;
-        let row = span.rows.start + index / group;
-        let column = (kv_head * group + index % group) * shape.head_dim;
-        let width = shape.heads * shape.head_dim;
-        Progress {
-            query: &qkv.row(row)[column..][..shape.head_dim],
-            position: batch.positions[row] as usize,
-            max: f32::NEG_INFINITY,
-            sum: L::splat(0.0),
-            // SAFETY: each query belongs to one tile.
-            out: unsafe { self.out.part(row * width + column, shape.head_dim) },
-        }
-    }
-
-    /// Attends to the first `visible` tokens of a block.
-    #[inline(always)]
-    fn block<L: Lanes, const N: usize>(
-        &self,
-        tile: &mut [Progress<'_, L>; N],
-        block: usize,
-        visible: usize,
-    ) {
-        let head_dim = self.queries.shape.head_dim;
-        let block = &self.queries.kv[self.queries.offsets[block]..][..2 * BLOCK_TOKENS * head_dim];
-        let (k, v) = block.split_at(BLOCK_TOKENS * head_dim);
-        let mut scores = [L::splat(0.0); N];
-        for (element, k) in k.as_chunks::<LANES>().0.iter().enumerate() {
-            let k = L::from_array(k);
-            for index in 0..N {
-                // SAFETY: a query has as many elements as the block.
-                let value = unsafe { *tile[index].query.get_unchecked(element) };
-                scores[index] = k.mul_add(L::splat(value), scores[index]);
-            }
-        }
-        let mut weights = [[0.0; LANES]; N];
-        let mut shrink = [0.0; LANES];
-        let scale = L::splat(self.queries.shape.scale);
-        for index in 0..N {
-            let query = &mut tile[index];
-            let masked = scores[index].mul(scale).first(visible, L::splat(f32::NEG_INFINITY));
-            let largest = masked.largest();
-            let max = if query.max > largest { query.max } else { largest };
-            shrink[index] = query.max - max;
-            query.max = max;
-            scores[index] = masked.sub(L::splat(max)).exp().first(visible, L::splat(0.0));
-            weights[index] = scores[index].to_array();
-        }
-        let shrink = L::from_array(&shrink).exp().to_array();
-        for index in 0..N {
-            let query = &mut tile[index];
-            query.sum = query.sum.mul_add(L::splat(shrink[index]), scores[index]);
-        }
-        for column in (0..head_dim).step_by(LANES) {
-            let mut sums = [L::splat(0.0); N];
-            for index in 0..N {
-                let sum = L::from_part(&tile[index].out[column..column + LANES]);
-                sums[index] = sum.mul(L::splat(shrink[index]));
-            }
-            for token in 0..visible {
-                let v = L::from_part(&v[token * head_dim + column..][..LANES]);
-                for index in 0..N {
-                    sums[index] = v.mul_add(L::splat(weights[index][token]), sums[index]);
-                }
-            }
-            for index in 0..N {
-                let sum = sums[index].to_array();
-                tile[index].out[column..column + LANES].copy_from_slice(&sum);
-            }
-        }
-    }
+    shares
 }
 
 #[cfg(test)]
