@@ -21,6 +21,9 @@ pub const TOP_LOGPROBS_MAX: u32 = 20;
 /// Most logit biases one request may carry.
 pub const LOGIT_BIAS_MAX: usize = 1024;
 
+/// Least repetition penalty: dividing a logit by less could leave the numbers that can be sampled.
+pub const REPETITION_PENALTY_MIN: f32 = 0.01;
+
 /// A request to generate text.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Generate {
@@ -131,7 +134,7 @@ pub struct Sampling {
     pub presence_penalty: f32,
     /// -2 to 2, subtracted per occurrence among generated tokens.
     pub frequency_penalty: f32,
-    /// Above 0 to 2, divides the logits of tokens seen in prompt or output; 1: off.
+    /// 0.01 to 2, divides the logits of tokens seen in prompt or output; 1: off.
     pub repetition_penalty: f32,
     /// Added to single tokens' logits, each -100 to 100.
     pub logit_bias: Vec<(u32, f32)>,
@@ -292,7 +295,7 @@ impl Sampling {
         check("min_p", self.min_p, 0.0, 1.0)?;
         check("presence_penalty", self.presence_penalty, -2.0, 2.0)?;
         check("frequency_penalty", self.frequency_penalty, -2.0, 2.0)?;
-        check_above_zero("repetition_penalty", self.repetition_penalty, 2.0)?;
+        check("repetition_penalty", self.repetition_penalty, REPETITION_PENALTY_MIN, 2.0)?;
         check("logit_bias", self.logit_bias.len(), 0, LOGIT_BIAS_MAX)?;
         for (_, bias) in &self.logit_bias {
             check("logit_bias", *bias, -100.0, 100.0)?;

@@ -25,7 +25,7 @@ use tokio::sync::{mpsc, watch};
 pub use self::config::{EngineConfig, EngineConfigError, KvSize, PrefixCaching, RawEngine};
 use self::handle::Mail;
 pub use self::handle::{
-    EngineHandle, EngineLoad, SequenceEvent, SequenceRequest, SequenceStream, TokenFinish,
+    EngineHandle, EngineLoad, Places, SequenceEvent, SequenceRequest, SequenceStream, TokenFinish,
 };
 use self::scheduler::{Progress, Scheduler};
 use self::sequence::SequenceId;
@@ -99,7 +99,7 @@ where
         broken: false,
     };
     std::thread::Builder::new().name("engine".to_owned()).spawn(move || engine.run())?;
-    Ok(EngineHandle::new(sender, load_seen))
+    Ok(EngineHandle::new(sender, load_seen, config.sequences_max()))
 }
 
 // === impl Engine ===
@@ -153,6 +153,10 @@ where
     }
 
     fn submit(&mut self, request: SequenceRequest, stream: mpsc::UnboundedSender<SequenceEvent>) {
+        if self.scheduler.is_full() {
+            // A place may belong to a sequence that was cancelled and not looked at since.
+            self.forget_cancelled();
+        }
         let id = SequenceId(self.next_id);
         self.next_id += 1;
         match self.scheduler.add(id, request) {

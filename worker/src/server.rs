@@ -9,6 +9,7 @@ mod choice;
 mod deadline;
 mod generation;
 mod load_feed;
+mod text_jobs;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -33,6 +34,7 @@ pub use self::admission::Served;
 use self::deadline::timeout_of;
 use self::generation::{Deadline, Generation};
 use self::load_feed::LoadFeed;
+use self::text_jobs::TextJobs;
 use crate::engine::EngineHandle;
 use crate::text::Text;
 
@@ -41,11 +43,12 @@ use crate::text::Text;
 const OPEN_REQUESTS_MAX: u32 = 2048;
 /// Streams one router may have open: all requests, and some for load reports and tokenising.
 const CONNECTION_STREAMS_MAX: u32 = OPEN_REQUESTS_MAX + 64;
-/// Long texts that are tokenised at once: one, as the engine wants the cores.
-const TEXT_JOBS_MAX: usize = 1;
-/// Text up to this size is tokenised where the request is served, in well under a millisecond; longer text
-/// goes to a thread that may block.
-const TEXT_INLINE_BYTES_MAX: usize = 4096;
+/// Longest text that is tokenised on request, in bytes: with its token ids and strings it fits a message.
+const TOKENIZED_BYTES_MAX: usize = 1 << 20;
+/// Most token ids that are turned into text at once: more than any context.
+const DETOKENIZED_IDS_MAX: usize = 1 << 20;
+/// Longest text they may come to, in bytes: it fits a message.
+const DETOKENIZED_BYTES_MAX: usize = MESSAGE_BYTES_MAX / 2;
 /// A router that vanished without a word is noticed, and its requests dropped, after this and the next.
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(5);
 /// How long a router has to answer a ping.
@@ -73,7 +76,10 @@ pub struct ServiceParts {
 pub struct WorkerService {
     parts: ServiceParts,
     open: Arc<Semaphore>,
-    text_jobs: Semaphore,
+    /// Prompts on their way to the engine.
+    prompts: TextJobs,
+    /// Text that is only tokenised, or detokenised: prompts do not wait for it.
+    conversions: TextJobs,
     /// Ends the load feeds.
     closed: watch::Sender<bool>,
 }
@@ -105,9 +111,10 @@ pub async fn serve(
 impl WorkerService {
     fn new(parts: ServiceParts) -> Self {
         Self {
+            prompts: TextJobs::new(Arc::clone(&parts.text)),
+            conversions: TextJobs::new(Arc::clone(&parts.text)),
             parts,
             open: Arc::new(Semaphore::new(OPEN_REQUESTS_MAX as usize)),
-            text_jobs: Semaphore::new(TEXT_JOBS_MAX),
             closed: watch::Sender::new(false),
         }
     }
@@ -136,7 +143,9 @@ impl WorkerService {
         let (generate, prompt) = self.tokenized(generate).await?;
         let ServiceParts { text, engine, served, .. } = self.parts.clone();
         let admitted = Admitted::new(generate, prompt, &served, &text)?;
-        Generation::start(engine, text, admitted, deadline, open)
+        // For all choices at once: a stream that has begun is not refused for want of a place.
+        let places = engine.reserve(admitted.generate.choices)?;
+        Generation::start(engine, text, admitted, deadline, (open, places))
     }
 
     fn check_epoch(&self, routed_by: Epoch) -> Result<(), Fault> {
@@ -167,28 +176,12 @@ impl WorkerService {
     async fn tokenized(&self, generate: Generate) -> Result<(Generate, Vec<u32>), Fault> {
         let bytes = text_bytes(&generate.input);
         let context = self.parts.served.context_tokens_max;
-        self.with_text(bytes, move |text| {
-            let prompt = text.prompt(&generate.input, context)?;
-            Ok((generate, prompt))
-        })
-        .await
-    }
-
-    /// Runs `work`, which takes time in proportion to `bytes`, where it does not hold up others.
-    async fn with_text<T, F>(&self, bytes: usize, work: F) -> Result<T, Fault>
-    where
-        T: Send + 'static,
-        F: FnOnce(&Text) -> Result<T, Fault> + Send + 'static,
-    {
-        let text = Arc::clone(&self.parts.text);
-        if bytes <= TEXT_INLINE_BYTES_MAX {
-            return work(&text);
-        }
-        let internal = |reason: &str| Fault::new(FaultCode::Internal, reason);
-        let _turn =
-            self.text_jobs.acquire().await.map_err(|_closed| internal("the worker is closing"))?;
-        let done = tokio::task::spawn_blocking(move || work(&text)).await;
-        done.unwrap_or_else(|_panic| Err(internal("tokenising the text failed")))
+        self.prompts
+            .run(bytes, move |text| {
+                let prompt = text.prompt(&generate.input, context)?;
+                Ok((generate, prompt))
+            })
+            .await
     }
 
     fn check_model(&self, name: String) -> Result<(), Fault> {
@@ -198,6 +191,7 @@ impl WorkerService {
     async fn tokens_of(&self, request: pb::TokenizeRequest) -> Result<Tokenized, Fault> {
         use pb::tokenize_request::Input as Wire;
         self.check_model(request.model)?;
+        let _open = self.open_request()?;
         let add_special_tokens = request.add_special_tokens;
         let input = match request.input.ok_or(WireError { field: "input" })? {
             Wire::Chat(chat) => Input::Chat(Chat::try_from(chat)?),
@@ -205,16 +199,54 @@ impl WorkerService {
         };
         let tokenize = move |text: &Text| {
             let ids = match &input {
-                Input::Chat(chat) => text.encode(&text.render(chat)?, add_special_tokens)?,
-                Input::Text(plain) => text.encode(plain, add_special_tokens)?,
+                Input::Chat(chat) => {
+                    let rendered = text.render(chat)?;
+                    check_size("messages", rendered.len())?;
+                    text.encode(&rendered, add_special_tokens)?
+                }
+                Input::Text(plain) => {
+                    check_size("prompt", plain.len())?;
+                    text.encode(plain, add_special_tokens)?
+                }
                 Input::Tokens(ids) => ids.clone(),
             };
             let tokens = ids.iter().map(|&id| text.token(id)).collect();
             Ok(Tokenized { ids, tokens })
         };
         // The size of a chat's tools is not known beforehand: treat every chat as long.
-        self.with_text(usize::MAX, tokenize).await
+        self.conversions.run(usize::MAX, tokenize).await
     }
+
+    async fn text_of(&self, request: pb::DetokenizeRequest) -> Result<String, Fault> {
+        let pb::DetokenizeRequest { model, ids } = request;
+        self.check_model(model)?;
+        let _open = self.open_request()?;
+        if ids.len() > DETOKENIZED_IDS_MAX {
+            let message =
+                format!("at most {DETOKENIZED_IDS_MAX} tokens are detokenized, got {}", ids.len());
+            return Err(Fault::invalid("tokens", message));
+        }
+        let decode = move |text: &Text| {
+            let text = text.decode(&ids)?;
+            if text.len() <= DETOKENIZED_BYTES_MAX {
+                return Ok(text);
+            }
+            let message = format!(
+                "the tokens come to {} bytes of text, at most {DETOKENIZED_BYTES_MAX} are returned",
+                text.len()
+            );
+            Err(Fault::invalid("tokens", message))
+        };
+        self.conversions.run(usize::MAX, decode).await
+    }
+}
+
+fn check_size(param: &str, bytes: usize) -> Result<(), Fault> {
+    if bytes <= TOKENIZED_BYTES_MAX {
+        return Ok(());
+    }
+    let message = format!("at most {TOKENIZED_BYTES_MAX} bytes are tokenized, got {bytes}");
+    Err(Fault::invalid(param, message))
 }
 
 /// Text cut into tokens.
@@ -267,10 +299,7 @@ impl pb::worker_server::Worker for WorkerService {
         &self,
         request: Request<pb::DetokenizeRequest>,
     ) -> Result<Response<pb::DetokenizeResponse>, Status> {
-        let pb::DetokenizeRequest { model, ids } = request.into_inner();
-        self.check_model(model).map_err(|fault| to_status(&fault))?;
-        let text = self.with_text(ids.len(), move |text| text.decode(&ids)).await;
-        let text = text.map_err(|fault| to_status(&fault))?;
+        let text = self.text_of(request.into_inner()).await.map_err(|fault| to_status(&fault))?;
         Ok(Response::new(pb::DetokenizeResponse { text }))
     }
 

@@ -98,6 +98,12 @@ pub enum TextError {
     Engine(#[source] Arc<minijinja::Error>),
 }
 
+/// Text up to this size is always tokenised to find out how long it is.
+const TEXT_BYTES_MAX: usize = 1 << 20;
+/// Beyond that, only as much as the context would hold of very long tokens: where the tokenizer rewrites its
+/// input, nothing surer can be said of a text before the work is done.
+const TOKEN_BYTES_ASSUMED: usize = 64;
+
 impl Text {
     /// Loads what a Hugging Face model folder says about text.
     ///
@@ -210,6 +216,14 @@ impl Text {
     }
 
     fn check_length(&self, param: &str, text: &str, tokens_max: u32) -> Result<(), Fault> {
+        let bytes_max = TEXT_BYTES_MAX.max(tokens_max as usize * TOKEN_BYTES_ASSUMED);
+        if text.len() > bytes_max {
+            let message = format!(
+                "the prompt has {} bytes of text, at most {bytes_max} are taken",
+                text.len()
+            );
+            return Err(Fault::new(FaultCode::ContextLengthExceeded, message).with_param(param));
+        }
         let tokens_min = self.vocabulary.tokens_min(text.len());
         if tokens_min <= tokens_max as usize {
             return Ok(());

@@ -24,6 +24,7 @@ const CHAT_FIELDS: &[(&str, &str)] = &[
     (r#""frequency_penalty":-2.1"#, "frequency_penalty"),
     (r#""repetition_penalty":0"#, "repetition_penalty"),
     (r#""repetition_penalty":3"#, "repetition_penalty"),
+    (r#""repetition_penalty":1e-38"#, "repetition_penalty"),
     (r#""n":0"#, "n"),
     (r#""n":129"#, "n"),
     (r#""n":-1"#, "n"),

@@ -89,9 +89,9 @@ impl EngineConfig {
         self.running_max
     }
 
-    /// Most sequences waiting for a place.
-    pub const fn waiting_max(&self) -> usize {
-        self.waiting_max
+    /// Most sequences on hand, running and waiting.
+    pub fn sequences_max(&self) -> u32 {
+        u32::try_from(self.running_max + self.waiting_max).unwrap_or(u32::MAX)
     }
 
     /// Whether prefixes are kept.

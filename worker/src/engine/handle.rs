@@ -7,7 +7,7 @@ use std::time::Duration;
 use phalanx_kernels::sample::Logprobs;
 use phalanx_proto::fault::{Fault, FaultCode};
 use phalanx_proto::generate::Sampling;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 /// One sequence to generate: tokens in, tokens out. Text is none of the engine's business.
 #[derive(Clone, Debug)]
@@ -93,7 +93,13 @@ pub(crate) enum Mail {
 pub struct EngineHandle {
     mail: SyncSender<Mail>,
     load: watch::Receiver<EngineLoad>,
+    places: Arc<Semaphore>,
+    places_max: u32,
 }
+
+/// Room in the engine's queue for some sequences, given back when dropped.
+#[derive(Debug)]
+pub struct Places(#[expect(dead_code, reason = "held for its drop")] OwnedSemaphorePermit);
 
 /// The events of one sequence. Dropping it cancels the sequence; its KV blocks are free within a step.
 #[derive(Debug)]
@@ -105,8 +111,35 @@ pub struct SequenceStream {
 // === impl EngineHandle ===
 
 impl EngineHandle {
-    pub(crate) const fn new(mail: SyncSender<Mail>, load: watch::Receiver<EngineLoad>) -> Self {
-        Self { mail, load }
+    /// A handle to an engine that runs and keeps waiting up to `places_max` sequences.
+    pub(crate) fn new(
+        mail: SyncSender<Mail>,
+        load: watch::Receiver<EngineLoad>,
+        places_max: u32,
+    ) -> Self {
+        Self { mail, load, places: Arc::new(Semaphore::new(places_max as usize)), places_max }
+    }
+
+    /// Room for `sequences`, all or none, so that a request of several choices is refused before it begins or
+    /// not at all.
+    ///
+    /// # Errors
+    /// `Overloaded` while others have the room, `InvalidRequest` when there will never be that much.
+    pub fn reserve(&self, sequences: u32) -> Result<Places, Fault> {
+        if sequences > self.places_max {
+            let message =
+                format!("n must be at most {} at this worker, got {sequences}", self.places_max);
+            return Err(Fault::invalid("n", message));
+        }
+        let places = Arc::clone(&self.places).try_acquire_many_owned(sequences);
+        places.map(Places).map_err(|_taken| {
+            let message = format!(
+                "this worker runs or keeps waiting at most {} sequences, {} places are free",
+                self.places_max,
+                self.places.available_permits()
+            );
+            Fault::new(FaultCode::Overloaded, message).with_retry_after(Duration::from_secs(1))
+        })
     }
 
     /// Hands a sequence to the engine.

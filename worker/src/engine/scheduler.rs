@@ -46,7 +46,7 @@ pub struct Scheduler {
     waiting: VecDeque<Waiting>,
     step_tokens_max: usize,
     running_max: usize,
-    waiting_max: usize,
+    sequences_max: usize,
     steps: u64,
     preemptions: u64,
 }
@@ -62,7 +62,7 @@ impl Scheduler {
             waiting: VecDeque::new(),
             step_tokens_max: config.step_tokens_max(),
             running_max: config.running_max(),
-            waiting_max: config.waiting_max(),
+            sequences_max: config.sequences_max() as usize,
             steps: 0,
             preemptions: 0,
         }
@@ -71,7 +71,7 @@ impl Scheduler {
     /// Lets a sequence wait for its place.
     ///
     /// # Errors
-    /// `Overloaded` when too many wait; `ContextLengthExceeded` when the pool could not hold it even alone.
+    /// `Overloaded` when too many run or wait; `ContextLengthExceeded` when the pool could not hold it even alone.
     pub fn add(&mut self, id: SequenceId, request: SequenceRequest) -> Result<(), Fault> {
         let needed = blocks_for(request.prompt.len() + request.max_tokens as usize);
         if needed > self.pool.total() {
@@ -81,8 +81,9 @@ impl Scheduler {
             );
             return Err(Fault::new(FaultCode::ContextLengthExceeded, message));
         }
-        if self.waiting.len() >= self.waiting_max {
-            let message = format!("{} sequences are waiting already", self.waiting.len());
+        if self.is_full() {
+            let message =
+                format!("{} sequences are running or waiting already", self.sequences_max);
             return Err(
                 Fault::new(FaultCode::Overloaded, message).with_retry_after(Duration::from_secs(1))
             );
@@ -99,6 +100,11 @@ impl Scheduler {
         } else if let Some(index) = self.waiting.iter().position(|waiting| waiting.id == id) {
             self.waiting.remove(index);
         }
+    }
+
+    /// Whether no further sequence is taken.
+    pub fn is_full(&self) -> bool {
+        self.running.len() + self.waiting.len() >= self.sequences_max
     }
 
     /// Whether nothing is left to compute.

@@ -12,7 +12,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::admission::Admitted;
 use super::choice::{self, ChoiceEvent, End};
-use crate::engine::EngineHandle;
+use crate::engine::{EngineHandle, Places};
 use crate::text::Text;
 
 /// When a request must have ended.
@@ -38,6 +38,7 @@ pub(super) struct Generation {
     /// An event that is due after the one just given.
     next: Option<Event>,
     _open: OwnedSemaphorePermit,
+    _places: Places,
 }
 
 /// How far the request is.
@@ -57,7 +58,7 @@ impl Generation {
         text: Arc<Text>,
         admitted: Admitted,
         deadline: Option<Deadline>,
-        open: OwnedSemaphorePermit,
+        (open, places): (OwnedSemaphorePermit, Places),
     ) -> Result<Self, Fault> {
         let mut generation = Self {
             usage: Usage {
@@ -68,6 +69,7 @@ impl Generation {
             phase: Phase::Prompt,
             next: None,
             _open: open,
+            _places: places,
             engine,
             text,
             admitted,

@@ -49,6 +49,9 @@ struct Scene {
     server: JoinHandle<Result<(), tonic::transport::Error>>,
 }
 
+/// Sequences the scripted engine has room for.
+const PLACES: u32 = 64;
+
 fn parts() -> (ServiceParts, UnboundedReceiver<Submitted>, Handles) {
     let (mail, mailbox) = sync_channel(16);
     let (submissions, submitted) = mpsc::unbounded_channel();
@@ -69,7 +72,7 @@ fn parts() -> (ServiceParts, UnboundedReceiver<Submitted>, Handles) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo-llm");
     let parts = ServiceParts {
         text: Arc::new(Text::load(&folder).unwrap()),
-        engine: EngineHandle::new(mail, load_seen),
+        engine: EngineHandle::new(mail, load_seen, PLACES),
         served: Served {
             name: ModelName::from("demo"),
             context_tokens_max: CONTEXT,
@@ -416,6 +419,45 @@ async fn open_requests_are_bounded() {
     drop(service.open.acquire().await.unwrap());
     assert!(service.generate(Request::new(wire)).await.is_ok());
     drop(all_but_one);
+}
+
+#[tokio::test]
+async fn a_request_gets_places_for_all_its_choices_or_is_refused_before_it_begins() {
+    let mut scene = scene().await;
+    let stream = scene.call(Generate { choices: PLACES - 1, ..request("Go") }).await;
+    let first = scene.submitted().await;
+    let two = Generate { choices: 2, ..request("Go") };
+    let fault = scene.refusal(two.clone().into_wire(Epoch(EPOCH))).await;
+    assert_eq!(fault.code, FaultCode::Overloaded);
+    let fault = scene
+        .refusal(Generate { choices: PLACES + 1, ..request("Go") }.into_wire(Epoch(EPOCH)))
+        .await;
+    assert_eq!((fault.code, fault.param.as_deref()), (FaultCode::InvalidRequest, Some("n")));
+    drop(stream);
+    first.events.closed().await;
+    let _stream = scene.call(two).await;
+    scene.submitted().await;
+}
+
+#[tokio::test]
+async fn texts_and_tokens_that_would_not_fit_a_message_are_refused() {
+    let mut scene = scene().await;
+    let request = pb::TokenizeRequest {
+        model: "demo".to_owned(),
+        input: Some(pb::tokenize_request::Input::Text("a".repeat(TOKENIZED_BYTES_MAX + 1))),
+        add_special_tokens: true,
+    };
+    let fault = from_status(&scene.client.tokenize(request).await.unwrap_err());
+    assert_eq!((fault.code, fault.param.as_deref()), (FaultCode::InvalidRequest, Some("prompt")));
+    let longest = (0..3072).max_by_key(|id| scene.text.token_bytes(*id).len()).unwrap();
+    for count in [DETOKENIZED_IDS_MAX + 1, DETOKENIZED_IDS_MAX] {
+        let request = pb::DetokenizeRequest { model: "demo".to_owned(), ids: vec![longest; count] };
+        let fault = from_status(&scene.client.detokenize(request).await.unwrap_err());
+        assert_eq!(
+            (fault.code, fault.param.as_deref()),
+            (FaultCode::InvalidRequest, Some("tokens"))
+        );
+    }
 }
 
 #[tokio::test]

@@ -102,11 +102,16 @@ fn a_sequence_that_can_never_fit_is_refused_with_the_numbers() {
 }
 
 #[test]
-fn a_full_queue_refuses() {
-    let mut scheduler = Scheduler::new(&config(64, 8, 1), 16);
-    scheduler.add(SequenceId(1), request(own_prompt(1, 4), 4)).unwrap();
-    let fault = scheduler.add(SequenceId(2), request(own_prompt(2, 4), 4)).unwrap_err();
+fn a_full_engine_refuses() {
+    // One may run, one may wait.
+    let mut scheduler = Scheduler::new(&config(64, 1, 1), 16);
+    for id in [1, 2] {
+        scheduler.add(SequenceId(id), request(own_prompt(id, 4), 4)).unwrap();
+    }
+    let fault = scheduler.add(SequenceId(3), request(own_prompt(3, 4), 4)).unwrap_err();
     assert_eq!(fault.code, FaultCode::Overloaded);
+    scheduler.cancel(SequenceId(1));
+    scheduler.add(SequenceId(3), request(own_prompt(3, 4), 4)).unwrap();
 }
 
 #[test]
