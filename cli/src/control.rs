@@ -27,12 +27,18 @@ pub(crate) async fn run(resolved: &Resolved) -> Result<(), Failure> {
     let mut roles = Roles::new()?;
     let metrics = Metrics::default();
     let data_dir = resolved.text(&settings::CONTROL_DATA_DIR).unwrap_or(DATA_DIR_DEFAULT);
+    let peers = peers(resolved);
+    let listen = listen_address(resolved).await?;
+    if peers.len() > 1 && listen.port() == 0 {
+        let text = "--listen needs a port, not 0: its peers must know it";
+        return Err(Failure::usage(text));
+    }
     let config = ControlConfig {
         node_id: NodeId(resolved.integer(&settings::CONTROL_NODE_ID).unwrap_or(1)),
-        listen: listen_address(resolved).await?,
+        listen,
         data_dir: PathBuf::from(data_dir),
         bootstrap: resolved.is_on(&settings::CONTROL_BOOTSTRAP),
-        peers: peers(resolved),
+        peers,
     };
     let Some(address) = start(&mut roles, config, &metrics).await? else { return Ok(()) };
     let url = format!("http://{address}");

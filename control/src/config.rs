@@ -15,7 +15,8 @@ pub struct ControlConfig {
     pub listen: SocketAddr,
     /// What it keeps. Belongs to this node alone.
     pub data_dir: PathBuf,
-    /// Form a new cluster, unless the data directory already has a state.
+    /// Form a new cluster of all peers, unless the data directory already has a state. For exactly one of
+    /// the nodes that form it; the others wait to be called by it.
     pub bootstrap: bool,
     /// The URLs of all nodes, this one included; empty for a node alone.
     pub peers: BTreeMap<NodeId, String>,
@@ -33,12 +34,6 @@ pub enum ConfigError {
         /// This node.
         node_id: NodeId,
     },
-    /// There are other nodes.
-    #[error("peers list {} other nodes, but this build runs a single control node", .others.len())]
-    OtherPeers {
-        /// Who.
-        others: Vec<NodeId>,
-    },
 }
 
 // === impl ControlConfig ===
@@ -55,10 +50,6 @@ impl ControlConfig {
         }
         if !self.peers.is_empty() && !self.peers.contains_key(&node_id) {
             return Err(ConfigError::SelfMissing { node_id });
-        }
-        let others: Vec<NodeId> = self.peers.keys().copied().filter(|id| *id != node_id).collect();
-        if !others.is_empty() {
-            return Err(ConfigError::OtherPeers { others });
         }
         Ok(())
     }
@@ -82,15 +73,11 @@ mod tests {
     }
 
     #[test]
-    fn only_a_node_alone_is_taken() {
+    fn a_node_has_an_id_and_is_among_its_peers() {
         check(1, &[], None);
         check(3, &[3], None);
         check(0, &[], Some("node id is 0, must be at least 1"));
         check(1, &[2], Some("peers do not list node 1 itself"));
-        check(
-            1,
-            &[1, 2, 3],
-            Some("peers list 2 other nodes, but this build runs a single control node"),
-        );
+        check(1, &[1, 2, 3], None);
     }
 }

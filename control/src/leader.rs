@@ -16,6 +16,7 @@ use crate::feed::Feed;
 use crate::liveness::{Leases, Millis, Timings};
 use crate::raft::{Consensus, NodeStatus, ProposeError};
 use crate::state::Reply;
+use crate::store::chain;
 
 /// Leases are looked at this many times within one lease: a fence comes at most this share of it late.
 const CHECKS_PER_LEASE: u32 = 20;
@@ -101,7 +102,8 @@ impl Leadership {
     async fn prepare(&self, consensus: &Consensus, feed: &Feed) -> Result<(), ProposeError> {
         consensus.catch_up().await?;
         if feed.end().lineage == Lineage(0) {
-            let cluster_id = uuid::Uuid::new_v4().to_string();
+            let cluster_id = consensus.founding_id().await;
+            let cluster_id = cluster_id.map_err(|error| ProposeError::Stopped(chain(&error)))?;
             consensus.propose(Command::Found { cluster_id, lineage: lineage_now() }).await?;
         }
         Ok(())

@@ -3,12 +3,15 @@
 //!
 //! ```text
 //! workers, routers, operators ──gRPC──► service ──Command──► raft ──► state (pure) ──► feed ──► watchers
-//!                                          │                  └─► store: log, snapshots
-//!                                       leader ── leases that end (liveness, pure) ──► fences
+//!                │                         │                  │└─► store: log, snapshots
+//!                │                         │                  └──► peers (identity checked on both ends)
+//!                │                      leader ── leases that end (liveness, pure) ──► fences
+//!                └─ at a follower: forward ──gRPC──► the leader's service
 //! ```
 //!
 //! Reading order: [`command`] and [`state`] (what may change, and how), [`liveness`], `feed`, `service`,
-//! `leader`, `node` (what starts and stops all of it), `raft` and `store` (adapters).
+//! `forward`, `leader`, `node` (what starts and stops all of it), `identity` and `peers` (who calls whom),
+//! `raft` and `store` (adapters).
 //!
 //! Deliberately absent: prompts, tokens and load, none of which this crate ever sees; and, outside `raft`, every
 //! type of the Raft library.
@@ -17,9 +20,12 @@
 pub mod command;
 mod config;
 mod feed;
+mod forward;
+mod identity;
 mod leader;
 pub mod liveness;
 mod node;
+mod peers;
 mod raft;
 mod service;
 pub mod state;

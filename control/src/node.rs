@@ -10,6 +10,7 @@ use phalanx_chassis::drain::{Drain, Phase};
 use phalanx_chassis::metrics::Metrics;
 use phalanx_proto::MESSAGE_BYTES_MAX;
 use phalanx_proto::pb::control_server::ControlServer;
+use phalanx_proto::pb::raft_server::RaftServer;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -20,9 +21,10 @@ use tonic::transport::Server;
 
 use crate::config::{ConfigError, ControlConfig};
 use crate::feed::Feed;
+use crate::forward::Forwarder;
 use crate::leader::Leadership;
 use crate::liveness::Timings;
-use crate::raft::{Consensus, ConsensusOptions, NodeStatus, StartConsensusError};
+use crate::raft::{Consensus, ConsensusOptions, NodeStatus, RaftService, StartConsensusError};
 use crate::service::ControlService;
 use crate::store::chain;
 
@@ -35,8 +37,9 @@ const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
 /// A ping unanswered for this long ends the connection.
 const KEEPALIVE_WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// Calls one connection may have open: a client has one watch, one heartbeat and a few commands.
-const CONNECTION_STREAMS_MAX: u32 = 256;
+/// Calls one connection may have open. A client has one watch, one heartbeat and a few commands; a follower
+/// passes on what the members that call it want of the leader.
+const CONNECTION_STREAMS_MAX: u32 = 1024;
 
 /// A control node that listens, and serves once it is [run](Control::run).
 #[derive(Debug)]
@@ -112,7 +115,7 @@ impl Control {
 
         let url = peers.get(&node_id).cloned().unwrap_or_else(|| format!("http://{local_addr}"));
         let feed = Feed::new();
-        let options = ConsensusOptions { node_id, url, data_dir, bootstrap };
+        let options = ConsensusOptions { node_id, url, data_dir, bootstrap, peers };
         let start = Consensus::start(options, feed.clone());
         let consensus = start.await.map_err(|error: StartConsensusError| StartError::Raft {
             node_id: node_id.0,
@@ -120,6 +123,7 @@ impl Control {
         })?;
         let service = ControlService {
             node_id: node_id.0,
+            forwarder: Forwarder::new(consensus.identity().clone()),
             consensus: Arc::new(consensus),
             leadership: Leadership::new(node_id, timings),
             feed,
@@ -133,13 +137,19 @@ impl Control {
         self.local_addr
     }
 
+    /// For tests that look behind the service.
+    #[cfg(test)]
+    pub(crate) fn consensus(&self) -> Arc<Consensus> {
+        Arc::clone(&self.service.consensus)
+    }
+
     /// Serves until it is drained. When this returns, the data directory is closed and free.
     ///
     /// # Errors
     /// [`RunError`] when Raft, its disk or the server failed; the process should then end.
     pub async fn run(self) -> Result<(), RunError> {
         let Self { listener, local_addr, service, gauges } = self;
-        let ControlService { consensus, leadership, feed, drain, node_id } = service.clone();
+        let ControlService { consensus, leadership, feed, drain, node_id, .. } = service.clone();
         tracing::info!(node_id, address = %local_addr, "control node listens");
 
         let mut duties = JoinSet::new();
@@ -162,6 +172,11 @@ async fn serve(
     service: ControlService,
     drain: Drain,
 ) -> Result<(), RunError> {
+    let consensus = Arc::clone(&service.consensus);
+    let identity = consensus.identity().clone();
+    let raft = RaftServer::new(RaftService::new(consensus, identity))
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let server = ControlServer::new(service)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -172,6 +187,7 @@ async fn serve(
         .max_concurrent_streams(CONNECTION_STREAMS_MAX)
         .tcp_nodelay(true)
         .add_service(server)
+        .add_service(raft)
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async move {
             draining.reached(Phase::Draining).await;
         });

@@ -4,7 +4,8 @@
 //! ```text
 //! service, leader ──► consensus ──► openraft ──► log ──► store        (on a runtime of its own)
 //!                                      │ └─────► machine ──► state, feed
-//!                                      └───────► network ──► peers
+//!                                      ├───────► network ──gRPC──► peers
+//!                                      └◄────── server ◄───gRPC─── peers        (both through wire)
 //! ```
 
 mod config;
@@ -13,10 +14,14 @@ mod convert;
 mod log;
 mod machine;
 mod network;
+mod server;
+mod transfer;
+mod wire;
 
 pub(crate) use self::consensus::{
     Consensus, ConsensusOptions, NodeStatus, ProposeError, StartConsensusError,
 };
+pub(crate) use self::server::{RaftService, check};
 
 use crate::command::Command;
 use crate::state::Reply;

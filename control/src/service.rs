@@ -8,16 +8,19 @@ use futures::{Stream, StreamExt as _};
 use phalanx_chassis::drain::{Drain, Phase};
 use phalanx_proto::change::{Change, Registration};
 use phalanx_proto::fault::{Fault, FaultCode};
-use phalanx_proto::id::{Epoch, Lineage, MemberId, ViewIndex};
+use phalanx_proto::id::{Epoch, Lineage, MemberId, NodeId, ViewIndex};
 use phalanx_proto::pb;
 use phalanx_proto::view::MemberState;
 use phalanx_proto::wire::to_status;
+use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
 use crate::command::{Command, validate};
 use crate::feed::{Feed, Position, Subscriber, WatchError};
+use crate::forward::Forwarder;
+use crate::identity::Identity;
 use crate::leader::Leadership;
-use crate::raft::{Consensus, ProposeError};
+use crate::raft::{Consensus, ProposeError, check};
 use crate::state::{Refusal, Reply};
 
 /// When a caller should try again after a refusal that an election may end.
@@ -29,10 +32,20 @@ pub(crate) struct ControlService {
     pub(crate) node_id: u64,
     pub(crate) consensus: Arc<Consensus>,
     pub(crate) leadership: Leadership,
+    pub(crate) forwarder: Forwarder,
     pub(crate) feed: Feed,
     pub(crate) drain: Drain,
 }
 
+/// Where a call is answered.
+enum Place {
+    /// By this node, which leads.
+    Here,
+    /// By the node that leads, at its URL.
+    Leader(NodeId, String),
+}
+
+type Stub = pb::control_client::ControlClient<Channel>;
 type WatchEvents = Pin<Box<dyn Stream<Item = Result<pb::WatchEvent, Status>> + Send>>;
 
 #[tonic::async_trait]
@@ -41,7 +54,12 @@ impl pb::control_server::Control for ControlService {
         &self,
         request: Request<pb::RegisterRequest>,
     ) -> Result<Response<pb::RegisterResponse>, Status> {
-        let response = self.do_register(request.into_inner()).await;
+        let (place, message) = self.place(request).await?;
+        if let Place::Leader(id, url) = place {
+            let call = |mut stub: Stub, request| async move { stub.register(request).await };
+            return self.forwarder.forward((id, &url), message, call).await;
+        }
+        let response = self.do_register(message).await;
         response.map(Response::new).map_err(|fault| to_status(&fault))
     }
 
@@ -49,7 +67,12 @@ impl pb::control_server::Control for ControlService {
         &self,
         request: Request<pb::HeartbeatRequest>,
     ) -> Result<Response<pb::HeartbeatResponse>, Status> {
-        let pb::HeartbeatRequest { member_id, epoch } = request.into_inner();
+        let (place, message) = self.place(request).await?;
+        if let Place::Leader(id, url) = place {
+            let call = |mut stub: Stub, request| async move { stub.heartbeat(request).await };
+            return self.forwarder.forward((id, &url), message, call).await;
+        }
+        let pb::HeartbeatRequest { member_id, epoch } = message;
         let state = self.do_heartbeat(MemberId(member_id), Epoch(epoch));
         let state = state.map_err(|fault| to_status(&fault))?;
         let state = pb::MemberState::from(state).into();
@@ -60,7 +83,12 @@ impl pb::control_server::Control for ControlService {
         &self,
         request: Request<pb::SubmitRequest>,
     ) -> Result<Response<pb::SubmitResponse>, Status> {
-        let response = self.do_submit(request.into_inner()).await;
+        let (place, message) = self.place(request).await?;
+        if let Place::Leader(id, url) = place {
+            let call = |mut stub: Stub, request| async move { stub.submit(request).await };
+            return self.forwarder.forward((id, &url), message, call).await;
+        }
+        let response = self.do_submit(message).await;
         response.map(Response::new).map_err(|fault| to_status(&fault))
     }
 
@@ -103,6 +131,29 @@ impl pb::control_server::Control for ControlService {
 // === impl ControlService ===
 
 impl ControlService {
+    /// Says where a call is answered. One from another node was passed on already, and must be of this
+    /// cluster.
+    async fn place<T>(&self, request: Request<T>) -> Result<(Place, T), Status> {
+        let (metadata, _extensions, message) = request.into_parts();
+        let passed_on = Identity::is_stamped(&metadata);
+        if passed_on {
+            check(self.consensus.identity(), &metadata).await?;
+        }
+        if self.leadership.is_established() {
+            return Ok((Place::Here, message));
+        }
+        let status = self.consensus.status();
+        match status.leader_url().filter(|(leader, _url)| leader.0 != self.node_id) {
+            Some((leader, url)) if !passed_on => {
+                Ok((Place::Leader(leader, url.to_owned()), message))
+            }
+            leader => {
+                let leader = leader.map(|(leader, _url)| leader);
+                Err(to_status(&ProposeError::NotLeader { leader }.into()))
+            }
+        }
+    }
+
     async fn do_register(
         &self,
         request: pb::RegisterRequest,

@@ -3,10 +3,13 @@
 //! ```text
 //! raft::log ── LogWrite ──► writer (one thread, one transaction for all that waits) ──► LogStore: redb
 //! raft::machine ──────────► snapshot (files: written whole, synced, renamed)
+//! crate::identity ────────► identity (one file, likewise)
 //! ```
 //!
 //! No type of the Raft library is stored: see [`record`] for what is. Everything here blocks.
 
+mod file;
+pub(crate) mod identity;
 pub(crate) mod record;
 mod redb;
 pub(crate) mod snapshot;
@@ -61,6 +64,8 @@ pub(crate) enum StoreError {
     Version { what: &'static str, found: u32, expected: u32 },
     #[error("{what} is damaged: {reason}")]
     Damaged { what: &'static str, reason: String },
+    #[error("writing was interrupted: {reason}")]
+    Interrupted { reason: String },
     #[error("cannot {action} {path}")]
     File { action: &'static str, path: PathBuf, source: io::Error },
     #[error("log store failed")]

@@ -1,5 +1,8 @@
 //! Whole nodes on loopback, called as workers and routers call them.
 
+mod group;
+mod link;
+
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;

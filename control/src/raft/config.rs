@@ -21,6 +21,9 @@ const SNAPSHOT_EVERY: u64 = 10_000;
 /// snapshot can be done without. More than [`SNAPSHOT_EVERY`], for the latter.
 const KEPT_BEHIND_SNAPSHOT: u64 = 20_000;
 
+/// Entries sent at once. The longest take some 80 KiB, and a message's limit is 16 MiB.
+const ENTRIES_PER_APPEND: u64 = 64;
+
 /// The library's configuration.
 pub(super) fn config() -> Result<Config, ConfigError> {
     Config {
@@ -29,6 +32,7 @@ pub(super) fn config() -> Result<Config, ConfigError> {
         election_timeout_min: ELECTION_MS_MIN,
         election_timeout_max: ELECTION_MS_MAX,
         install_snapshot_timeout: INSTALL_SNAPSHOT_MS,
+        max_payload_entries: ENTRIES_PER_APPEND,
         snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY),
         max_in_snapshot_log_to_keep: KEPT_BEHIND_SNAPSHOT,
         replication_lag_threshold: KEPT_BEHIND_SNAPSHOT,

@@ -1,6 +1,6 @@
 //! The running Raft node, on threads of its own so that a flood of requests cannot starve its heartbeats.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,11 +16,14 @@ use tokio::time::timeout;
 
 use super::log::Log;
 use super::machine::Machine;
-use super::network::SingleNode;
+use super::network::Network;
 use super::{Types, config};
 use crate::command::Command;
 use crate::feed::Feed;
+use crate::identity::Identity;
+use crate::peers::Peers;
 use crate::state::Reply;
+use crate::store::identity::IdentityFile;
 use crate::store::snapshot::SnapshotFolder;
 use crate::store::writer::{self, WriterThread};
 use crate::store::{LogStore as _, RedbStore, StoreError, chain};
@@ -43,8 +46,10 @@ pub(crate) struct ConsensusOptions {
     /// How peers reach this node.
     pub(crate) url: String,
     pub(crate) data_dir: PathBuf,
-    /// Form a group of this node alone, unless it already has a state.
+    /// Form a group of all peers, unless this node already has a state.
     pub(crate) bootstrap: bool,
+    /// The URLs of all nodes, this one included; empty for a node alone.
+    pub(crate) peers: BTreeMap<NodeId, String>,
 }
 
 /// A running node. To be stopped with [`Consensus::stop`]; dropping it leaves its threads to end by
@@ -52,9 +57,18 @@ pub(crate) struct ConsensusOptions {
 #[derive(Debug)]
 pub(crate) struct Consensus {
     raft: Raft<Types, Machine>,
+    identity: Identity,
     handle: Handle,
     /// Taken when the node stops.
     threads: Mutex<Option<Threads>>,
+}
+
+/// What the data directory holds.
+struct Opened {
+    log: Log,
+    folder: SnapshotFolder,
+    writer: WriterThread,
+    identity: Identity,
 }
 
 #[derive(Debug)]
@@ -111,9 +125,11 @@ impl Consensus {
         options: ConsensusOptions,
         feed: Feed,
     ) -> Result<Self, StartConsensusError> {
-        let ConsensusOptions { node_id, url, data_dir, bootstrap } = options;
-        let opened = tokio::task::spawn_blocking(move || open(&data_dir, node_id)).await;
-        let (log, folder, writer) = opened.map_err(|error| raft_error(&error))??;
+        let ConsensusOptions { node_id, url, data_dir, bootstrap, mut peers } = options;
+        let configured = peers.keys().copied().collect();
+        let opened = tokio::task::spawn_blocking(move || open(&data_dir, node_id, configured));
+        let opened = opened.await.map_err(|error| raft_error(&error))??;
+        let Opened { log, folder, writer, identity } = opened;
 
         let runtime = Builder::new_multi_thread()
             .worker_threads(RAFT_THREADS)
@@ -125,22 +141,37 @@ impl Consensus {
         let config = Arc::new(config::config().map_err(|error| raft_error(&error))?);
         let machine = Machine::new(folder, feed);
         // Raft spawns its tasks on the runtime that starts it.
-        let start = Raft::new(node_id.0, config, SingleNode, log, machine);
+        let network = Network(Peers::new(identity.clone()));
+        let start = Raft::new(node_id.0, config, network, log, machine);
         let handle = runtime.handle();
         let started = handle.spawn(start).await.map_err(|error| raft_error(&error))?;
         let raft = started.map_err(|error| raft_error(&error))?;
         let threads = Mutex::new(Some(Threads { writer, runtime }));
-        let consensus = Self { raft, handle, threads };
+        let consensus = Self { raft, identity, handle, threads };
+        if let Some(recovered) = consensus.cluster_id().await {
+            // Directories from before the id had a file of its own.
+            consensus.identity.cluster_id_or(&recovered).await?;
+        }
+        peers.entry(node_id).or_insert(url);
         // Forming a group makes its first node stand by itself.
-        if !(bootstrap && consensus.initialize(node_id, url).await?) {
+        if !(bootstrap && consensus.initialize(peers).await?) {
             consensus.stand_when_alone(node_id).await?;
         }
         Ok(consensus)
     }
 
-    /// Forms a group of this node alone, and says whether it did: a node that already has a state keeps it.
-    async fn initialize(&self, node_id: NodeId, url: String) -> Result<bool, StartConsensusError> {
-        let nodes = BTreeMap::from([(node_id.0, BasicNode { addr: url })]);
+    /// Forms a group of `voters`, and says whether it did: a node that already has a state keeps it.
+    async fn initialize(
+        &self,
+        voters: BTreeMap<NodeId, String>,
+    ) -> Result<bool, StartConsensusError> {
+        if self.raft.is_initialized().await.map_err(|error| raft_error(&error))? {
+            return Ok(false);
+        }
+        // The group's first call already names its cluster.
+        self.identity.cluster_id_or(&new_cluster_id()).await?;
+        let nodes: BTreeMap<u64, BasicNode> =
+            voters.into_iter().map(|(id, addr)| (id.0, BasicNode { addr })).collect();
         match self.raft.initialize(nodes).await {
             Ok(()) => Ok(true),
             Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(false),
@@ -193,6 +224,37 @@ impl Consensus {
             Box::pin(async move { id })
         });
         timeout(PROPOSE_WAIT_MAX, read).await.ok()?.ok()?
+    }
+
+    /// Who this node is among its peers.
+    pub(crate) const fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// The id that a new cluster is founded with: the one its nodes already call each other by.
+    pub(crate) async fn founding_id(&self) -> Result<String, StoreError> {
+        let id = self.identity.cluster_id_or(&new_cluster_id()).await?;
+        Ok(id.to_string())
+    }
+
+    /// Snapshots the state and drops the log up to there; gives that index.
+    #[cfg(test)]
+    pub(crate) async fn compact(&self) -> u64 {
+        let applied = self.status().last_applied;
+        let wait = self.raft.wait(Some(PROPOSE_WAIT_MAX));
+        self.raft.trigger().snapshot().await.unwrap();
+        let at = |id: Option<super::LogId>| id.map_or(0, |id| id.index);
+        let snapshot = wait.metrics(|m| at(m.snapshot) >= applied, "snapshot");
+        let snapshot = at(snapshot.await.unwrap().snapshot);
+        self.raft.trigger().purge_log(snapshot).await.unwrap();
+        let purged = wait.metrics(|m| at(m.purged) >= snapshot, "purged");
+        purged.await.unwrap();
+        snapshot
+    }
+
+    /// For the calls of peers.
+    pub(super) const fn raft(&self) -> &Raft<Types, Machine> {
+        &self.raft
     }
 
     /// What this node knows of its group.
@@ -259,10 +321,24 @@ impl Drop for OwnRuntime {
     }
 }
 
+impl NodeStatus {
+    /// The leader and its URL, as far as known.
+    pub(crate) fn leader_url(&self) -> Option<(NodeId, &str)> {
+        let leader = self.leader?;
+        let (url, _votes) = self.nodes.get(&leader)?;
+        Some((leader, url))
+    }
+}
+
+fn new_cluster_id() -> String {
+    uuid::Uuid::new_v4().to_string()
+}
+
 fn open(
     data_dir: &Path,
     node_id: NodeId,
-) -> Result<(Log, SnapshotFolder, WriterThread), StoreError> {
+    configured: BTreeSet<NodeId>,
+) -> Result<Opened, StoreError> {
     std::fs::create_dir_all(data_dir).map_err(|source| StoreError::File {
         action: "create",
         path: data_dir.to_owned(),
@@ -271,8 +347,9 @@ fn open(
     let mut store = RedbStore::open(data_dir, node_id)?;
     let stored = store.load()?;
     let folder = SnapshotFolder::open(data_dir.join("snapshots"))?;
+    let identity = Identity::open(IdentityFile::new(data_dir), node_id, configured)?;
     let (queue, writer) = writer::start(store)?;
-    Ok((Log::new(stored, queue), folder, writer))
+    Ok(Opened { log: Log::new(stored, queue), folder, writer, identity })
 }
 
 /// Waits until Raft reports that it cannot go on.

@@ -21,10 +21,13 @@ use tokio::time::timeout;
 use super::consensus::failure_in;
 use super::log::Log;
 use super::machine::Machine;
-use super::network::SingleNode;
+use super::network::Network;
 use super::{Entry, LogId, Types, config};
 use crate::command::Command;
 use crate::feed::Feed;
+use crate::identity::Identity;
+use crate::peers::Peers;
+use crate::store::identity::IdentityFile;
 use crate::store::snapshot::SnapshotFolder;
 use crate::store::writer::WriterThread;
 use crate::store::{LogStore, LogWrite, RedbStore, StoreError, StoredLog, writer};
@@ -130,7 +133,10 @@ async fn a_disk_that_fails_stops_the_node_and_is_named() {
     let log = Log::new(StoredLog::default(), queue);
     let machine = Machine::new(SnapshotFolder::open(folder.path().into()).unwrap(), Feed::new());
     let config = Arc::new(config::config().unwrap());
-    let raft = Raft::new(0, config, SingleNode, log, machine).await.unwrap();
+    let identity = IdentityFile::new(folder.path());
+    let identity = Identity::open(identity, NodeId(0), BTreeSet::new()).unwrap();
+    let network = Network(Peers::new(identity));
+    let raft = Raft::new(0, config, network, log, machine).await.unwrap();
     // Forming the group is the first write; whether it is answered before the node stops does not matter.
     let _answer = raft.initialize(BTreeMap::from([(0, BasicNode::new("http://c:1"))])).await;
     let failure = timeout(Duration::from_secs(30), failure_in(raft.metrics())).await.unwrap();

@@ -7,15 +7,14 @@
 //! Numbers are little-endian. A file is written under another name, synced, renamed, and its folder synced,
 //! so that a crash leaves the whole file or none. The latest two are kept.
 
-use std::fs::{self, File};
-use std::io::Write as _;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::StoreError;
+use super::file::{file_error, write_whole};
 use super::record::{LogPosition, MembershipRecord};
-use super::redb::sync_folder;
 
 const MAGIC: &[u8; 8] = b"PHXSNAP\n";
 const VERSION: u32 = 1;
@@ -70,15 +69,7 @@ impl SnapshotFolder {
         if read(&path).is_ok_and(|present| present == *snapshot) {
             return Ok(());
         }
-        let temporary = path.with_extension("tmp");
-        let bytes = encode(snapshot)?;
-        let written = File::create(&temporary).and_then(|mut file| {
-            file.write_all(&bytes)?;
-            file.sync_all()
-        });
-        written.map_err(|source| file_error("write", &temporary, source))?;
-        fs::rename(&temporary, &path).map_err(|source| file_error("rename", &temporary, source))?;
-        sync_folder(&self.path)?;
+        write_whole(&path, &encode(snapshot)?)?;
         for file in self.files(WHAT)?.iter().skip(KEPT) {
             fs::remove_file(file).map_err(|source| file_error("remove", file, source))?;
         }
@@ -165,10 +156,6 @@ fn decode(bytes: &[u8]) -> Result<Snapshot, StoreError> {
 
 fn damaged(reason: String) -> StoreError {
     StoreError::Damaged { what: WHAT, reason }
-}
-
-fn file_error(action: &'static str, path: &Path, source: std::io::Error) -> StoreError {
-    StoreError::File { action, path: path.to_owned(), source }
 }
 
 #[cfg(test)]

@@ -1,0 +1,64 @@
+//! Which cluster the data directory belongs to, in a file of its own: it is known before the log holds
+//! anything, and never changes.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::StoreError;
+use super::file::{file_error, write_whole};
+use super::record::{decode, encode};
+
+const FILE_NAME: &str = "cluster.json";
+const WHAT: &str = "cluster id";
+
+/// The file.
+#[derive(Clone, Debug)]
+pub(crate) struct IdentityFile {
+    path: PathBuf,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct IdentityRecord {
+    cluster_id: String,
+}
+
+// === impl IdentityFile ===
+
+impl IdentityFile {
+    pub(crate) fn new(data_dir: &Path) -> Self {
+        Self { path: data_dir.join(FILE_NAME) }
+    }
+
+    /// The cluster's id; none when the directory belongs to no cluster yet.
+    pub(crate) fn read(&self) -> Result<Option<String>, StoreError> {
+        match std::fs::read(&self.path) {
+            Ok(bytes) => decode::<IdentityRecord>(WHAT, &bytes).map(|it| Some(it.cluster_id)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(file_error("read", &self.path, error)),
+        }
+    }
+
+    /// On disk when this returns.
+    pub(crate) fn write(&self, cluster_id: &str) -> Result<(), StoreError> {
+        let record = IdentityRecord { cluster_id: cluster_id.to_owned() };
+        write_whole(&self.path, &encode(WHAT, &record)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cluster_id_outlives_the_process_in_its_golden_form() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = IdentityFile::new(folder.path());
+        assert_eq!(file.read().unwrap(), None);
+        file.write("x").unwrap();
+        let bytes = std::fs::read(folder.path().join("cluster.json")).unwrap();
+        assert_eq!(bytes, b"\x01{\"cluster_id\":\"x\"}");
+        assert_eq!(IdentityFile::new(folder.path()).read().unwrap().as_deref(), Some("x"));
+    }
+}
