@@ -21,6 +21,7 @@ use hyper_util::rt::TokioExecutor;
 use phalanx_chassis::control_client::ControlClient;
 use phalanx_cluster_tests::process::Process;
 use phalanx_proto::change::Registration;
+use phalanx_proto::fault::FaultCode;
 use phalanx_proto::generate::{Delta, Event, FinishReason, Usage};
 use phalanx_proto::id::{ModelName, Revision};
 use phalanx_proto::pb;
@@ -135,7 +136,14 @@ async fn serve_worker(control: &str) -> watch::Sender<Duration> {
             kv_tokens_max: 1 << 20,
         }],
     };
-    let registered = client.register(registration).await.unwrap();
+    // A control node that has just started does not lead yet.
+    let registered = loop {
+        match client.register(registration.clone()).await {
+            Ok(registered) => break registered,
+            Err(fault) if fault.code == FaultCode::Unavailable => tokio::task::yield_now().await,
+            Err(fault) => panic!("cannot register: {fault}"),
+        }
+    };
     let (pace, pace_seen) = watch::channel(Duration::ZERO);
     let (_epoch, epoch) = watch::channel(registered.epoch.0);
     let worker = pb::worker_server::WorkerServer::new(InstantWorker { epoch, pace: pace_seen });
