@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use phalanx_proto::id::{Lineage, MemberId, ModelName, Revision};
+use phalanx_proto::id::{MemberId, ModelName, Revision};
 use phalanx_proto::view::{AliasTarget, ClusterView, MemberRole, MemberState};
 
 use crate::engine::Engine;
@@ -122,9 +122,14 @@ impl Fleet {
             || self.engines.values().any(|engine| engine.revision(name).is_some())
     }
 
-    /// Why `name` cannot be served: nobody knows it, or this router has not heard from control yet.
+    /// Why `name` cannot be served: nobody knows it, or there is nobody yet who could. A view without any
+    /// model is one of control that is new, lost its state or was not heard yet: workers are about to
+    /// register, and a client that is told "no such model" would not come back.
     pub(crate) fn unknown(&self, name: &ModelName) -> RouterError {
-        if self.view.lineage == Lineage::default() {
+        let is_known_nothing = self.view.models.is_empty()
+            && self.view.aliases.is_empty()
+            && self.engines.values().all(|engine| engine.models.is_empty());
+        if is_known_nothing {
             RouterError::NoWorker { model: name.clone() }
         } else {
             RouterError::ModelUnknown { model: name.to_string() }

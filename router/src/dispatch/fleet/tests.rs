@@ -1,6 +1,6 @@
 //! Views in, routes and changes out.
 
-use phalanx_proto::id::{Epoch, ViewIndex};
+use phalanx_proto::id::{Epoch, Lineage, ViewIndex};
 use phalanx_proto::view::{Alias, Member, Model, ServedModel, ViewOp};
 use tonic::transport::Endpoint;
 
@@ -132,4 +132,17 @@ async fn models_and_aliases_are_listed_once_in_order() {
     let expected =
         [("alias".to_owned(), Some(512)), ("idle".to_owned(), None), ("m".to_owned(), Some(512))];
     assert_eq!(listed, expected);
+}
+
+#[tokio::test]
+async fn a_view_that_knows_no_model_does_not_call_a_name_unknown() {
+    let name = ModelName::from("m");
+    let new = ClusterView { lineage: Lineage(7), index: ViewIndex(3), ..ClusterView::default() };
+    let (fleet, _) = Fleet::default().next(Arc::new(new));
+    assert_eq!(fleet.unknown(&name).status(), 503);
+    let router = Member { role: MemberRole::Router, ..member(1, 1, &[]) };
+    let (fleet, _) = Fleet::default().next(view([ViewOp::PutMember(router)]));
+    assert_eq!(fleet.unknown(&name).status(), 503);
+    let (fleet, _) = fleet.next(view([ViewOp::PutMember(member(2, 2, &[("other", "r")]))]));
+    assert_eq!(fleet.unknown(&name).status(), 404);
 }
