@@ -61,6 +61,8 @@ pub(crate) struct Incoming {
     pub(crate) body: Map<String, Value>,
     pub(crate) received: Instant,
     pub(crate) deadline: Instant,
+    /// The whole time from start to deadline, as the client was promised it.
+    pub(crate) timeout: Duration,
     pub(crate) metadata: CallMetadata,
 }
 
@@ -73,8 +75,9 @@ impl Gateway {
         let record = RequestRecord::of(&parts.extensions);
         let timeout = self.config.request_timeout(asked_timeout(&parts.headers)?);
         let deadline = record.started() + timeout;
-        let read = body::read(&parts.headers, body, self.config.body_bytes_max());
-        let bytes = tokio::time::timeout_at(deadline.into(), read)
+        let reading = body::read(&parts.headers, body, self.config.body_bytes_max());
+        let reading = body::in_time(reading, body::READ_TIMEOUT, &self.drain);
+        let bytes = tokio::time::timeout_at(deadline.into(), reading)
             .await
             .map_err(|_| RouterError::DeadlineExceeded { timeout })??;
         let received = Instant::now();
@@ -86,7 +89,7 @@ impl Gateway {
         // Workers keep the same deadline, so they are told what is left of it.
         let metadata =
             CallMetadata { timeout: deadline.saturating_duration_since(received), traceparent };
-        Ok(Incoming { record, body, received, deadline, metadata })
+        Ok(Incoming { record, body, received, deadline, timeout, metadata })
     }
 
     /// Runs `generates` (one per prompt) and answers in `F`'s layout.
@@ -107,6 +110,7 @@ impl Gateway {
         let Some(placement) = streams.first().map(TokenStream::placement).cloned() else {
             return Err(RouterError::NoWorker { model: parameters.model.clone() });
         };
+        record.place(placement.worker);
         let revision = placement.revision.as_ref().map(phalanx_proto::id::Revision::as_str);
         let head = Head::new::<F>(parameters.model.as_str(), revision);
         let ids = if parameters.return_token_ids { TokenIds::Shown } else { TokenIds::Hidden };
@@ -132,13 +136,14 @@ impl Gateway {
         incoming: Incoming,
         generates: Vec<Generate>,
     ) -> Result<Vec<TokenStream>, RouterError> {
-        let Incoming { received, deadline, metadata, .. } = incoming;
+        let Incoming { received, deadline, timeout, metadata, .. } = incoming;
         try_join_all(generates.into_iter().map(|generate| {
             let mut service = self.generate.clone();
             let call = Call {
                 generate: Arc::new(generate),
                 received,
                 deadline,
+                timeout,
                 metadata: metadata.clone(),
                 excluded: Vec::new(),
             };

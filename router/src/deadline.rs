@@ -4,10 +4,11 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures::future::{BoxFuture, Either, select};
 use phalanx_chassis::drain::{Drain, Phase};
+use phalanx_proto::fault::FaultCode;
 use tower::Service;
 
 use crate::dispatch::Call;
@@ -22,7 +23,11 @@ pub(crate) struct Deadline<S> {
 }
 
 /// Resolves with the reason why a call must end now.
-pub(crate) struct Cutoff(BoxFuture<'static, RouterError>);
+pub(crate) struct Cutoff {
+    /// What the request was given.
+    timeout: Duration,
+    reached: BoxFuture<'static, RouterError>,
+}
 
 // === impl Deadline ===
 
@@ -47,8 +52,8 @@ where
     }
 
     fn call(&mut self, call: Call) -> Self::Future {
-        let (deadline, timeout) = (call.deadline, call.metadata.timeout);
-        let cutoff = Cutoff::new(call.deadline, self.drain.clone(), timeout);
+        let (deadline, timeout) = (call.deadline, call.timeout);
+        let cutoff = Cutoff::new(deadline, self.drain.clone(), timeout);
         let stream = self.inner.call(call);
         Box::pin(async move {
             match select(Box::pin(stream), cutoff).await {
@@ -57,7 +62,8 @@ where
                 Either::Left((Err(_), _)) if Instant::now() >= deadline => {
                     Err(RouterError::DeadlineExceeded { timeout })
                 }
-                Either::Left((Err(error), _)) | Either::Right((error, _)) => Err(error),
+                Either::Left((Err(error), cutoff)) => Err(cutoff.reword(error)),
+                Either::Right((error, _)) => Err(error),
             }
         })
     }
@@ -67,15 +73,26 @@ where
 
 impl Cutoff {
     /// The deadline of a request that was given `timeout`, or the end of the process.
-    pub(crate) fn new(deadline: Instant, drain: Drain, timeout: std::time::Duration) -> Self {
-        Self(Box::pin(async move {
+    pub(crate) fn new(deadline: Instant, drain: Drain, timeout: Duration) -> Self {
+        let reached = Box::pin(async move {
             tokio::select! {
                 () = tokio::time::sleep_until(deadline.into()) => {
                     RouterError::DeadlineExceeded { timeout }
                 }
                 () = drain.reached(Phase::Stopping) => RouterError::Draining,
             }
-        }))
+        });
+        Self { timeout, reached }
+    }
+
+    /// `error`, in the terms of this request: a worker only knows the time that was left when it was called.
+    pub(crate) fn reword(&self, error: RouterError) -> RouterError {
+        match error {
+            RouterError::Worker { fault, .. } if fault.code == FaultCode::DeadlineExceeded => {
+                RouterError::DeadlineExceeded { timeout: self.timeout }
+            }
+            other => other,
+        }
     }
 }
 
@@ -83,7 +100,7 @@ impl Future for Cutoff {
     type Output = RouterError;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<RouterError> {
-        self.0.as_mut().poll(cx)
+        self.reached.as_mut().poll(cx)
     }
 }
 

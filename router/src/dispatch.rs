@@ -14,7 +14,7 @@ pub(crate) mod follow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use futures::future::BoxFuture;
@@ -42,6 +42,8 @@ pub(crate) struct Call {
     /// When the request had arrived in full.
     pub(crate) received: Instant,
     pub(crate) deadline: Instant,
+    /// The whole time that the request was given; its deadline is the end of it.
+    pub(crate) timeout: Duration,
     pub(crate) metadata: CallMetadata,
     /// Engines that failed this call already.
     pub(crate) excluded: Vec<MemberId>,

@@ -35,6 +35,8 @@ pub(crate) enum RouterError {
     BodyTooLarge { limit: usize },
     #[error("request body did not arrive in full")]
     BodyIncomplete,
+    #[error("request body did not arrive within {} ms", timeout.as_millis())]
+    BodyTimeout { timeout: Duration },
     #[error("no route for {method} {path}")]
     RouteUnknown { method: String, path: String },
     #[error("method {method} is not allowed for {path}")]
@@ -83,6 +85,19 @@ impl RouterError {
         }
     }
 
+    /// What the envelope calls it.
+    pub(crate) fn code(&self) -> Option<&'static str> {
+        self.verdict().code
+    }
+
+    /// The worker that failed, if one did.
+    pub(crate) const fn worker(&self) -> Option<MemberId> {
+        match self {
+            Self::Worker { worker, .. } => Some(*worker),
+            _ => None,
+        }
+    }
+
     /// The HTTP status, also of an error inside a stream whose status is long sent.
     pub(crate) fn status(&self) -> StatusCode {
         self.verdict().status
@@ -99,6 +114,9 @@ impl RouterError {
                 verdict(StatusCode::PAYLOAD_TOO_LARGE, Some("request_too_large"), Never)
             }
             Self::BodyIncomplete => verdict(StatusCode::BAD_REQUEST, None, Never),
+            Self::BodyTimeout { .. } => {
+                verdict(StatusCode::REQUEST_TIMEOUT, Some("body_timeout"), Never)
+            }
             Self::RouteUnknown { .. } => verdict(StatusCode::NOT_FOUND, Some("unknown_url"), Never),
             Self::MethodNotAllowed { .. } => {
                 verdict(StatusCode::METHOD_NOT_ALLOWED, Some("method_not_supported"), Never)
@@ -194,10 +212,18 @@ impl IntoResponse for RouterError {
                 headers.insert(X_SHOULD_RETRY, HeaderValue::from_static("false"));
             }
         }
-        if matches!(self, Self::BodyTooLarge { .. } | Self::BodyIncomplete | Self::Draining) {
+        if matches!(
+            self,
+            Self::BodyTooLarge { .. }
+                | Self::BodyIncomplete
+                | Self::BodyTimeout { .. }
+                | Self::Draining
+        ) {
             // What is left of the body is not read, or the process leaves: the connection cannot be used again.
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
+        // For the request's record, which sees only the response.
+        response.extensions_mut().insert(self);
         response
     }
 }

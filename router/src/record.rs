@@ -10,9 +10,10 @@ use axum::body::Body;
 use bytes::Bytes;
 use http::{Extensions, HeaderMap, HeaderName, HeaderValue, StatusCode};
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use phalanx_proto::id::{ModelName, RequestId};
+use phalanx_proto::id::{MemberId, ModelName, RequestId};
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::error::RouterError;
 use crate::metrics::{GaugeGuard, RequestLabels, RouterMetrics};
 
 pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -30,6 +31,10 @@ struct Record {
     id: RequestId,
     started: Instant,
     model: OnceLock<ModelName>,
+    /// Who answered, once somebody began to.
+    worker: OnceLock<MemberId>,
+    /// Why it is not served, or no longer.
+    failure: OnceLock<RouterError>,
     /// What the request ends as if it ends now.
     code: AtomicU16,
 }
@@ -68,6 +73,8 @@ impl RequestRecord {
             id,
             started: Instant::now(),
             model: OnceLock::new(),
+            worker: OnceLock::new(),
+            failure: OnceLock::new(),
             code: AtomicU16::new(CLIENT_GONE),
         }))
     }
@@ -91,15 +98,52 @@ impl RequestRecord {
         let _ = self.0.model.set(model.clone());
     }
 
+    /// Notes who answers.
+    pub(crate) fn place(&self, worker: MemberId) {
+        // Several prompts may go to several workers; the first stands for all.
+        let _ = self.0.worker.set(worker);
+    }
+
     /// Notes an error inside a stream whose status is long sent.
-    pub(crate) fn fail(&self, status: StatusCode) {
-        self.0.code.store(status.as_u16(), Ordering::Relaxed);
+    pub(crate) fn fail(&self, error: RouterError) {
+        self.0.code.store(error.status().as_u16(), Ordering::Relaxed);
+        self.explain(error);
+    }
+
+    /// Notes why the request will end as it does.
+    pub(crate) fn explain(&self, error: RouterError) {
+        // The first failure is the cause of later ones.
+        let _ = self.0.failure.set(error);
     }
 
     fn complete(&self, status: StatusCode) {
         // An error noted before stays.
         let (gone, code) = (CLIENT_GONE, status.as_u16());
         let _ = self.0.code.compare_exchange(gone, code, Ordering::Relaxed, Ordering::Relaxed);
+    }
+}
+
+// === impl Record ===
+
+impl Record {
+    /// One line: a warning for what failed on our side, a note for who left, else only for those who debug.
+    fn log(&self, model: &str, status: u16, elapsed: f64) {
+        let request = self.id.as_str();
+        let failure = self.failure.get();
+        let worker = self.worker.get().copied().or_else(|| failure.and_then(RouterError::worker));
+        let worker = worker.map(|worker| worker.0);
+        let code = failure.and_then(RouterError::code);
+        // As a string, so that no line of the log can be forged by what a client wrote.
+        let cause = failure.map(ToString::to_string);
+        // A failure after the placement is one inside an answer, whatever its status would have been.
+        let is_cut = failure.is_some() && self.worker.get().is_some();
+        if status == CLIENT_GONE {
+            tracing::info!(request, model, worker, status, elapsed, "client is gone");
+        } else if status >= 500 || is_cut {
+            tracing::warn!(request, model, worker, status, code, cause, elapsed, "request failed");
+        } else {
+            tracing::debug!(request, model, worker, status, code, elapsed, "request ended");
+        }
     }
 }
 
@@ -119,11 +163,11 @@ impl InProgress {
 
 impl Drop for InProgress {
     fn drop(&mut self) {
-        let Record { id, started, model, code } = &*self.record.0;
-        let elapsed = started.elapsed().as_secs_f64();
-        let code = code.load(Ordering::Relaxed);
-        let model = model.get().map_or("unknown", ModelName::as_str).to_owned();
-        tracing::debug!(request = %id, model, code, elapsed, "request ended");
+        let record = &*self.record.0;
+        let elapsed = record.started.elapsed().as_secs_f64();
+        let code = record.code.load(Ordering::Relaxed);
+        let model = record.model.get().map_or("unknown", ModelName::as_str).to_owned();
+        record.log(&model, code, elapsed);
         self.metrics.request_duration.observe(elapsed);
         self.metrics.requests.get_or_create(&RequestLabels { model, code }).inc();
     }

@@ -34,6 +34,8 @@ use crate::stack::{Admission, generate_stack, http_stack};
 const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// What ended streams and closed connections may take to reach their clients.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The same for a process that is to stop at once: enough for a last event to leave the socket.
+const STOP_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long to wait when the system has no descriptor left for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// A client that takes no byte of its answer for this long is given up, and with it the work done for it:
@@ -158,10 +160,24 @@ impl Router {
             () = tokio::time::sleep(config.drain_timeout()) => {}
         }
         stop.advance(Phase::Stopping);
-        let goodbye = tokio::time::timeout(GOODBYE_TIMEOUT, acceptor.graceful.shutdown());
-        if goodbye.await.is_err() {
-            tracing::warn!("connections did not close within {GOODBYE_TIMEOUT:?} and are dropped");
+        tokio::select! {
+            () = acceptor.graceful.shutdown() => {}
+            timeout = goodbye_over(&drain) => {
+                tracing::warn!(?timeout, "connections did not close in time and are dropped");
+            }
         }
+    }
+}
+
+/// Resolves when connections have had the time to close that this phase leaves them.
+async fn goodbye_over(drain: &Drain) -> Duration {
+    let stopped = async {
+        drain.reached(Phase::Stopping).await;
+        tokio::time::sleep(STOP_TIMEOUT).await;
+    };
+    tokio::select! {
+        () = stopped => STOP_TIMEOUT,
+        () = tokio::time::sleep(GOODBYE_TIMEOUT) => GOODBYE_TIMEOUT,
     }
 }
 

@@ -87,6 +87,9 @@ async fn admit(State(admission): State<Admission>, mut request: Request, next: N
         next.run(request).await
     };
     let (mut parts, body) = response.into_parts();
+    if let Some(error) = parts.extensions.remove::<RouterError>() {
+        record.explain(error);
+    }
     if let Ok(id) = HeaderValue::from_str(record.id().as_str()) {
         parts.headers.insert(X_REQUEST_ID, id);
     }

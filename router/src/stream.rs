@@ -86,7 +86,10 @@ impl Open {
             if let Ok(event) = &event {
                 self.meter.observe(event, Instant::now());
             }
-            return Poll::Ready(event);
+            return Poll::Ready(event.map_err(|error| match &self.cutoff {
+                Some(cutoff) => cutoff.reword(error),
+                None => error,
+            }));
         }
         match &mut self.cutoff {
             Some(cutoff) => Pin::new(cutoff).poll(cx).map(Err),

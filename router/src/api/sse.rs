@@ -105,8 +105,7 @@ impl<F: Format> SseStream<F> {
 
     fn write_error(&mut self, out: &mut BytesMut, error: &RouterError) {
         self.ended = true;
-        tracing::warn!(request = %self.record.id(), %error, "stream failed");
-        self.record.fail(error.status());
+        self.record.fail(error.clone());
         out.extend_from_slice(b"data: ");
         error.write_envelope(out);
         out.extend_from_slice(b"\n\n");

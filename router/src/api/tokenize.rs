@@ -140,7 +140,7 @@ impl Gateway {
             }
             Err(last.unwrap_or_else(|| RouterError::NoWorker { model: model.clone() }))
         };
-        let timeout = incoming.metadata.timeout;
+        let timeout = incoming.timeout;
         tokio::time::timeout_at(incoming.deadline.into(), attempts)
             .await
             .unwrap_or(Err(RouterError::DeadlineExceeded { timeout }))

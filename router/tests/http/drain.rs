@@ -2,8 +2,10 @@
 
 use phalanx_chassis::drain::Phase;
 use phalanx_router::RawRouter;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
-use crate::cluster::{Cluster, PATIENCE};
+use crate::cluster::{Cluster, PATIENCE, eventually};
 use crate::worker::{FakeWorker, delta, finished, started, usage};
 
 #[tokio::test]
@@ -67,4 +69,31 @@ async fn a_drain_that_takes_too_long_ends_its_streams() {
     let answer = live.finish().await;
     assert!(answer.text.contains(r#""code":"draining"}}"#), "{}", answer.text);
     answering.cancelled().await;
+}
+
+/// Sends the head of a request and the first byte of its body, and waits until the router reads the rest.
+async fn open_slow_body(cluster: &Cluster) -> TcpStream {
+    let mut stream = TcpStream::connect(cluster.base.trim_start_matches("http://")).await.unwrap();
+    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let reading = "phalanx_inflight_requests 1\n";
+    eventually(async || cluster.get("/metrics").await.text.contains(reading)).await;
+    stream
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_does_not_hold_up_the_drain() {
+    for phase in [Phase::Draining, Phase::Stopping] {
+        let worker = FakeWorker::start(7);
+        let cluster = Cluster::start(&[&worker]).await;
+        let mut slow = open_slow_body(&cluster).await;
+        cluster.drain.advance(phase);
+        let mut answer = String::new();
+        let read = tokio::time::timeout(PATIENCE, slow.read_to_string(&mut answer)).await;
+        read.expect("the connection stays open").unwrap();
+        assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+        assert!(answer.contains(r#""code":"draining""#), "{answer}");
+        let left = tokio::time::timeout(PATIENCE, cluster.running).await;
+        left.expect("the router did not leave").unwrap();
+    }
 }

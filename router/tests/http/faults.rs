@@ -224,6 +224,8 @@ async fn a_deadline_before_the_first_event_is_408() {
         });
     answer.assert_error(408, "deadline_exceeded");
     assert_eq!(answer.json()["error"]["type"], "timeout_error");
+    // What was asked for, not what was left of it when the worker was called.
+    assert_eq!(answer.json()["error"]["message"], "request did not finish within 50 ms");
     cluster.assert_idle().await;
 }
 
@@ -240,6 +242,7 @@ async fn a_deadline_in_mid_stream_is_an_error_in_the_stream() {
     });
     assert_eq!(answer.status, 200);
     assert!(answer.text.contains(r#""code":"deadline_exceeded"}}"#), "{}", answer.text);
+    assert!(answer.text.contains("did not finish within 500 ms"), "{}", answer.text);
     assert!(!answer.text.contains("[DONE]"));
     cluster.assert_idle().await;
 }
