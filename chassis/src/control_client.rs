@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use phalanx_proto::change::{Change, Registration, WatchEvent};
+use phalanx_proto::change::{Change, GroupChange, Registration, WatchEvent};
 use phalanx_proto::fault::{Fault, FaultCode};
-use phalanx_proto::id::{Epoch, Lineage, MemberId, ViewIndex};
+use phalanx_proto::id::{Epoch, Lineage, MemberId, NodeId, ViewIndex};
 use phalanx_proto::view::MemberState;
 use phalanx_proto::wire::{WireError, from_status};
 use phalanx_proto::{MESSAGE_BYTES_MAX, pb};
@@ -148,6 +148,23 @@ impl ControlClient {
             })
             .await?;
         Ok(ViewIndex(response.index))
+    }
+
+    /// Changes the control group, and says which node it was about: for an added one, its id. To repeat a
+    /// change is harmless.
+    ///
+    /// # Errors
+    /// [`FaultCode::InvalidRequest`] when the change was refused; otherwise as the last node that was tried
+    /// answered.
+    pub async fn change_group(&self, change: GroupChange) -> Result<NodeId, Fault> {
+        let request = pb::ChangeGroupRequest::from(change);
+        let response = self
+            .call(|mut stub| {
+                let request = request.clone();
+                async move { stub.change_group(request).await }
+            })
+            .await?;
+        Ok(NodeId(response.node_id))
     }
 
     /// What one node knows of the Raft group.

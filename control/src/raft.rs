@@ -11,6 +11,7 @@
 mod config;
 mod consensus;
 mod convert;
+mod group;
 mod log;
 mod machine;
 mod network;
@@ -21,6 +22,7 @@ mod wire;
 pub(crate) use self::consensus::{
     Consensus, ConsensusOptions, NodeStatus, ProposeError, StartConsensusError,
 };
+pub(crate) use self::group::GroupError;
 pub(crate) use self::server::{RaftService, check};
 
 use crate::command::Command;

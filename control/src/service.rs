@@ -20,7 +20,7 @@ use crate::feed::{Feed, Position, Subscriber, WatchError};
 use crate::forward::Forwarder;
 use crate::identity::Identity;
 use crate::leader::Leadership;
-use crate::raft::{Consensus, ProposeError, check};
+use crate::raft::{Consensus, GroupError, ProposeError, check};
 use crate::state::{Refusal, Reply};
 
 /// When a caller should try again after a refusal that an election may end.
@@ -125,6 +125,22 @@ impl pb::control_server::Control for ControlService {
             lineage: self.feed.end().lineage.0,
             cluster_id: self.consensus.cluster_id().await.unwrap_or_default(),
         }))
+    }
+
+    async fn change_group(
+        &self,
+        request: Request<pb::ChangeGroupRequest>,
+    ) -> Result<Response<pb::ChangeGroupResponse>, Status> {
+        let (place, message) = self.place(request).await?;
+        if let Place::Leader(id, url) = place {
+            let call = |mut stub: Stub, request| async move { stub.change_group(request).await };
+            return self.forwarder.forward((id, &url), message, call).await;
+        }
+        let changed = async {
+            let node = self.consensus.change_group(message.try_into()?).await?;
+            Ok(pb::ChangeGroupResponse { node_id: node.0 })
+        };
+        changed.await.map(Response::new).map_err(|fault: Fault| to_status(&fault))
     }
 }
 
@@ -238,6 +254,18 @@ impl From<ProposeError> for Fault {
             ProposeError::Timeout => FaultCode::DeadlineExceeded,
         };
         Self::new(code, error.to_string()).with_retry_after(RETRY_AFTER)
+    }
+}
+
+impl From<GroupError> for Fault {
+    fn from(error: GroupError) -> Self {
+        match error {
+            GroupError::Propose(error) => error.into(),
+            GroupError::Busy(_) => {
+                Self::new(FaultCode::Unavailable, error.to_string()).with_retry_after(RETRY_AFTER)
+            }
+            GroupError::Refused(_) => Self::new(FaultCode::InvalidRequest, error.to_string()),
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use phalanx_chassis::control_client::{ControlClient, Registered};
 use phalanx_chassis::drain::{self, DrainTrigger, Phase};
 use phalanx_chassis::metrics::Metrics;
 use phalanx_chassis::watch::ViewWatch;
-use phalanx_proto::change::{Change, Registration, WatchEvent};
+use phalanx_proto::change::{Change, GroupChange, Registration, WatchEvent};
 use phalanx_proto::fault::{Fault, FaultCode};
 use phalanx_proto::id::{Epoch, Lineage, MemberId, NodeId, ViewIndex};
 use phalanx_proto::view::{
@@ -298,6 +298,8 @@ async fn status_and_metrics_show_the_group() {
     let status = node.client().status().await.unwrap();
     assert_eq!((status.leader, status.members.len()), (1, 1));
     assert_eq!(status.members[0].role, "voter");
+    let refusal = node.client().change_group(GroupChange::Remove(NodeId(1))).await.unwrap_err();
+    assert_eq!(refusal.message, "node 1 is the last voter, it cannot be removed");
     assert_eq!(status.members[0].url, format!("http://{}", node.address));
     assert!(!status.cluster_id.is_empty() && status.lineage > 0 && status.last_applied > 0);
 

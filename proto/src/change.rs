@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{Epoch, MemberId, ModelName, ViewIndex};
+use crate::id::{Epoch, MemberId, ModelName, NodeId, ViewIndex};
 use crate::view::{Alias, ClusterView, MemberRole, Model, ServedModel, ViewDelta};
 
 /// A process that wants to be a member.
@@ -53,6 +53,22 @@ pub enum Change {
     SetAlias(Alias),
     /// Removes an alias.
     RemoveAlias(ModelName),
+}
+
+/// A change of the control group itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GroupChange {
+    /// A new node at a URL, which learns without a vote. It is given an id.
+    Add {
+        /// Where its peers will reach it.
+        url: String,
+    },
+    /// Gives a node a vote.
+    Promote(NodeId),
+    /// Takes a node out. Its id is never given again.
+    Remove(NodeId),
+    /// Makes a voter lead.
+    Transfer(NodeId),
 }
 
 /// What a follower of the view receives.

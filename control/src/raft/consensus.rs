@@ -29,7 +29,7 @@ use crate::store::writer::{self, WriterThread};
 use crate::store::{LogStore as _, RedbStore, StoreError, chain};
 
 /// The longest a proposal may take: one election and one commit on a disk that is slow.
-const PROPOSE_WAIT_MAX: Duration = Duration::from_secs(4);
+pub(super) const PROPOSE_WAIT_MAX: Duration = Duration::from_secs(4);
 
 /// The longest a stopping node waits for the disk.
 const STOP_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -193,15 +193,7 @@ impl Consensus {
         let written = timeout(PROPOSE_WAIT_MAX, self.raft.client_write(command)).await;
         match written.map_err(|_elapsed| ProposeError::Timeout)? {
             Ok(response) => Ok(response.data),
-            Err(RaftError::Fatal(fatal)) => Err(ProposeError::Stopped(chain(&fatal))),
-            Err(RaftError::APIError(
-                ClientWriteError::ForwardToLeader(forward)
-                | ClientWriteError::LogEntryDiscarded(forward),
-            )) => Err(not_leader(&forward)),
-            Err(RaftError::APIError(
-                error @ (ClientWriteError::ChangeMembershipError(_)
-                | ClientWriteError::PreconditionFailed(_)),
-            )) => Err(ProposeError::Stopped(error.to_string())),
+            Err(error) => Err(propose_error(error)),
         }
     }
 
@@ -375,6 +367,21 @@ fn status_of(metrics: &RaftMetrics<Types>) -> NodeStatus {
         nodes: nodes
             .map(|(id, node)| (NodeId(*id), (node.addr.clone(), voters.contains(id))))
             .collect(),
+    }
+}
+
+/// What the library refused a write with.
+pub(super) fn propose_error(error: RaftError<Types, ClientWriteError<Types>>) -> ProposeError {
+    match error {
+        RaftError::Fatal(fatal) => ProposeError::Stopped(chain(&fatal)),
+        RaftError::APIError(
+            ClientWriteError::ForwardToLeader(forward)
+            | ClientWriteError::LogEntryDiscarded(forward),
+        ) => not_leader(&forward),
+        RaftError::APIError(
+            error @ (ClientWriteError::ChangeMembershipError(_)
+            | ClientWriteError::PreconditionFailed(_)),
+        ) => ProposeError::Stopped(error.to_string()),
     }
 }
 

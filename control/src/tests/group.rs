@@ -10,8 +10,8 @@ use phalanx_chassis::control_client::{ControlClient, Registered};
 use phalanx_chassis::drain::{self, DrainTrigger};
 use phalanx_chassis::metrics::Metrics;
 use phalanx_chassis::watch::ViewWatch;
-use phalanx_proto::change::{Change, WatchEvent};
-use phalanx_proto::fault::Fault;
+use phalanx_proto::change::{Change, GroupChange, WatchEvent};
+use phalanx_proto::fault::{Fault, FaultCode};
 use phalanx_proto::id::{Lineage, NodeId, ViewIndex};
 use phalanx_proto::pb;
 use phalanx_proto::view::{MemberState, Model};
@@ -284,7 +284,7 @@ async fn members_that_beat_through_a_follower_outlive_a_change_of_leader() {
                 answered += 1;
             }
             Err(fault) => {
-                assert_eq!(fault.code, phalanx_proto::fault::FaultCode::Unavailable, "{fault}");
+                assert_eq!(fault.code, FaultCode::Unavailable, "{fault}");
             }
         }
     }
@@ -310,6 +310,53 @@ async fn a_node_that_hears_nobody_does_not_unseat_the_leader() {
     let status = group.client(other).status().await.unwrap();
     assert_eq!((status.leader, status.term), (leader, term));
     assert_eq!(group.nodes[&deaf].consensus.status().term, term, "it stood in no new term");
+}
+
+#[tokio::test]
+async fn a_new_node_learns_then_votes_then_leads_and_an_old_one_leaves() {
+    let mut group = Group::start(LONG).await;
+    group.put(1, "before").await;
+    let leader = group.leader(1, 0).await;
+    let [follower, leaving] = others(leader);
+    let client = group.client(follower);
+
+    let link = Link::new().await;
+    let add = GroupChange::Add { url: link.url.clone() };
+    let NodeId(id) = client.change_group(add.clone()).await.unwrap();
+    assert!(id > 3, "ids come from the log");
+    assert_eq!(client.change_group(add).await, Ok(NodeId(id)), "a repeated call adds nobody");
+    let early = client.change_group(GroupChange::Promote(NodeId(id))).await.unwrap_err();
+    assert_eq!(early.code, FaultCode::InvalidRequest, "{early}");
+
+    group.links.insert(id, link);
+    group.start_node(id).await;
+    group.shows(id, "before").await;
+    let promote = || client.change_group(GroupChange::Promote(NodeId(id)));
+    let promoted = timeout(WAIT_MAX, async {
+        let mut look = interval(LOOK_EVERY);
+        while promote().await.is_err() {
+            look.tick().await;
+        }
+    });
+    promoted.await.expect("it votes once it is up to date");
+
+    let transfer = || client.change_group(GroupChange::Transfer(NodeId(id)));
+    assert_eq!(once_led(transfer).await, Ok(NodeId(id)));
+    let remove = |node| client.change_group(GroupChange::Remove(NodeId(node)));
+    assert_eq!(once_led(|| remove(leaving)).await, Ok(NodeId(leaving)));
+    let refusal = once_led(|| remove(id)).await.unwrap_err();
+    assert_eq!(refusal.message, format!("node {id} leads, transfer the leadership first"));
+    let refusal = once_led(|| remove(99)).await.unwrap_err();
+    assert_eq!(refusal.message, "node 99 is not in the group");
+
+    let status = client.status().await.unwrap();
+    let members: Vec<(u64, &str)> =
+        status.members.iter().map(|member| (member.id, member.role.as_str())).collect();
+    let mut expected = [(leader, "voter"), (follower, "voter"), (id, "voter")];
+    expected.sort_unstable();
+    assert_eq!((status.leader, members.as_slice()), (id, expected.as_slice()));
+    group.put(id, "after").await;
+    group.shows(follower, "after").await;
 }
 
 #[tokio::test]

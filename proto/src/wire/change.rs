@@ -1,8 +1,8 @@
 //! Messages that change the cluster, and the events of its watch.
 
 use super::{WireError, required};
-use crate::change::{Change, Registration, WatchEvent};
-use crate::id::{Epoch, MemberId, ModelName, Revision, ViewIndex};
+use crate::change::{Change, GroupChange, Registration, WatchEvent};
+use crate::id::{Epoch, MemberId, ModelName, NodeId, Revision, ViewIndex};
 use crate::pb;
 use crate::view::Model;
 
@@ -30,6 +30,35 @@ impl TryFrom<pb::RegisterRequest> for Registration {
             address: wire.address,
             zone: wire.zone,
             models: wire.models.into_iter().map(Into::into).collect(),
+        })
+    }
+}
+
+// === impl GroupChange ===
+
+impl From<GroupChange> for pb::ChangeGroupRequest {
+    fn from(change: GroupChange) -> Self {
+        use pb::change_group_request::Change;
+        let change = match change {
+            GroupChange::Add { url } => Change::Add(url),
+            GroupChange::Promote(node) => Change::Promote(node.0),
+            GroupChange::Remove(node) => Change::Remove(node.0),
+            GroupChange::Transfer(node) => Change::Transfer(node.0),
+        };
+        Self { change: Some(change) }
+    }
+}
+
+impl TryFrom<pb::ChangeGroupRequest> for GroupChange {
+    type Error = WireError;
+
+    fn try_from(wire: pb::ChangeGroupRequest) -> Result<Self, WireError> {
+        use pb::change_group_request::Change;
+        Ok(match required("change", wire.change)? {
+            Change::Add(url) => Self::Add { url },
+            Change::Promote(node) => Self::Promote(NodeId(node)),
+            Change::Remove(node) => Self::Remove(NodeId(node)),
+            Change::Transfer(node) => Self::Transfer(NodeId(node)),
         })
     }
 }
