@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! settings (a table) ──► ConfigFile::check (the whole file) ─┐
-//! flags ─ environment ───────────────────────────────────────┴─► Resolved | every fault at once
+//! flags ─ environment ───────────────────────────────────────┴─► Resolved ──► relations | every fault at once
 //! ```
 //!
 //! The table of [`Setting`]s is the only place that knows an option's names, limits and default; the binary
@@ -11,11 +11,13 @@
 pub mod file;
 pub mod kind;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 pub use self::file::ConfigFile;
 pub use self::kind::{Kind, Value};
+
+use self::file::{FileValue, FileValues};
 
 /// One option: a flag, an environment variable and a key of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,7 +59,23 @@ pub struct ConfigFault {
 
 /// The value of every setting that has one.
 #[derive(Clone, Debug, Default)]
-pub struct Resolved(BTreeMap<(&'static str, &'static str), (Value, Origin)>);
+pub struct Resolved {
+    values: BTreeMap<Key, Entry>,
+    /// Settings that somebody set to what they do not accept.
+    faulty: BTreeSet<Key>,
+}
+
+/// Section and key.
+type Key = (&'static str, &'static str);
+
+/// One value, and who set it.
+#[derive(Clone, Debug)]
+struct Entry {
+    value: Value,
+    origin: Origin,
+    /// As in [`ConfigFault::place`].
+    place: String,
+}
 
 /// Everything that may set an option, strongest first.
 pub struct Sources<'a> {
@@ -69,57 +87,80 @@ pub struct Sources<'a> {
     pub file: Option<&'a ConfigFile>,
 }
 
-/// Resolves `settings`, and checks the whole file against `schema` (the settings of every command).
+/// What is wrong between settings each of which is good in itself.
+pub type Relations<'a> = &'a dyn Fn(&Resolved) -> Vec<ConfigFault>;
+
+/// Resolves `settings`, and checks the whole file against `schema` (the settings of every command). Then
+/// `relations` sees what could be read.
 ///
 /// # Errors
-/// Every fault of every source, in the order: file, then the settings as listed.
+/// Every fault of every source, in the order: file, then the settings as listed, then the relations.
 pub fn resolve(
     schema: &[&Setting],
     settings: &[&'static Setting],
     sources: &Sources<'_>,
+    relations: Relations<'_>,
 ) -> Result<Resolved, Vec<ConfigFault>> {
     let (from_file, mut faults) = match sources.file {
         Some(file) => file.check(schema),
-        None => (BTreeMap::new(), Vec::new()),
+        None => (FileValues::new(), Vec::new()),
     };
     let mut resolved = Resolved::default();
     for setting in settings {
         match resolve_one(setting, &from_file, sources) {
             Ok(Some(found)) => {
-                resolved.0.insert((setting.section, setting.key), found);
+                resolved.values.insert((setting.section, setting.key), found);
             }
             Ok(None) => {}
-            Err(fault) => faults.push(fault),
+            Err(fault) => {
+                resolved.faulty.insert((setting.section, setting.key));
+                // The file's own faults are all told already.
+                faults.extend(fault);
+            }
         }
     }
+    faults.extend(relations(&resolved));
     if faults.is_empty() { Ok(resolved) } else { Err(faults) }
 }
 
 fn resolve_one(
     setting: &Setting,
-    from_file: &BTreeMap<(String, String), Value>,
+    from_file: &FileValues,
     sources: &Sources<'_>,
-) -> Result<Option<(Value, Origin)>, ConfigFault> {
+) -> Result<Option<Entry>, Option<ConfigFault>> {
     if let Some(text) = (sources.flag)(setting) {
         let place = format!("--{} {}", setting.flag(), shown(&text));
-        return parse(setting, &text, place).map(|value| Some((value, Origin::Flag)));
+        return parse(setting, &text, place, Origin::Flag);
     }
     let variable = setting.variable();
     // A variable set to nothing is how scripts unset one.
     if let Some(text) = (sources.environment)(&variable).filter(|text| !text.is_empty()) {
         let place = format!("{variable}={}", shown(&text));
-        return parse(setting, &text, place).map(|value| Some((value, Origin::Environment)));
+        return parse(setting, &text, place, Origin::Environment);
     }
-    if let Some(value) = from_file.get(&(setting.section.to_owned(), setting.key.to_owned())) {
-        return Ok(Some((value.clone(), Origin::File)));
+    match from_file.get(&(setting.section.to_owned(), setting.key.to_owned())) {
+        Some(FileValue::Good { value, place }) => {
+            let (value, place) = (value.clone(), place.clone());
+            return Ok(Some(Entry { value, origin: Origin::File, place }));
+        }
+        Some(FileValue::Bad) => return Err(None),
+        None => {}
     }
     let Some(text) = setting.default else { return Ok(None) };
     let place = format!("default of --{}", setting.flag());
-    parse(setting, text, place).map(|value| Some((value, Origin::Default)))
+    parse(setting, text, place, Origin::Default)
 }
 
-fn parse(setting: &Setting, text: &str, place: String) -> Result<Value, ConfigFault> {
-    setting.kind.parse(text).map_err(|problem| ConfigFault { place, problem })
+fn parse(
+    setting: &Setting,
+    text: &str,
+    place: String,
+    origin: Origin,
+) -> Result<Option<Entry>, Option<ConfigFault>> {
+    match setting.kind.parse(text) {
+        Ok(value) => Ok(Some(Entry { value, origin, place })),
+        Err(problem) => Err(Some(ConfigFault { place, problem })),
+    }
 }
 
 /// A value as a fault shows it: cut short, so that one fault stays one readable line.
@@ -189,11 +230,25 @@ impl Resolved {
 
     /// Who set it.
     pub fn origin(&self, setting: &Setting) -> Option<&Origin> {
-        self.0.get(&(setting.section, setting.key)).map(|(_, origin)| origin)
+        self.entry(setting).map(|entry| &entry.origin)
+    }
+
+    /// Whether somebody set it to what it does not accept.
+    pub fn is_faulty(&self, setting: &Setting) -> bool {
+        self.faulty.contains(&(setting.section, setting.key))
+    }
+
+    /// A fault of its value, at the place where that was set; none if it has no value.
+    pub fn fault(&self, setting: &Setting, problem: String) -> Option<ConfigFault> {
+        self.entry(setting).map(|entry| ConfigFault { place: entry.place.clone(), problem })
     }
 
     fn value(&self, setting: &Setting) -> Option<&Value> {
-        self.0.get(&(setting.section, setting.key)).map(|(value, _)| value)
+        self.entry(setting).map(|entry| &entry.value)
+    }
+
+    fn entry(&self, setting: &Setting) -> Option<&Entry> {
+        self.values.get(&(setting.section, setting.key))
     }
 }
 

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use phalanx_chassis::config::{ConfigFile, Kind, Resolved, Setting, Sources, resolve};
+use phalanx_chassis::config::{ConfigFile, Kind, Relations, Resolved, Setting, Sources, resolve};
 
 use crate::failure::Failure;
-use crate::settings;
+use crate::{relations, settings};
 
 /// The variable that names the configuration file.
 const CONFIG_VARIABLE: &str = "PHALANX_CONFIG";
@@ -120,17 +120,18 @@ pub(crate) fn resolve_invocation(
         .get_one::<String>("config")
         .cloned()
         .or_else(|| environment(CONFIG_VARIABLE).filter(|path| !path.is_empty()));
-    let resolved = |settings: Vec<&'static Setting>| {
-        resolve_settings(matches, environment, file.as_deref(), &settings)
+    let resolved = |settings: Vec<&'static Setting>, relations: Relations<'_>| {
+        resolve_settings(matches, environment, file.as_deref(), &settings, relations)
     };
     match name {
-        "serve" => resolved(settings::serve()).map(Invocation::Serve),
-        "control" => resolved(settings::control()).map(Invocation::Control),
-        "worker" => resolved(settings::worker()).map(Invocation::Worker),
-        "router" => resolved(settings::router()).map(Invocation::Router),
+        "serve" => resolved(settings::serve(), &relations::of_serve).map(Invocation::Serve),
+        "control" => resolved(settings::control(), &relations::of_control).map(Invocation::Control),
+        "worker" => resolved(settings::worker(), &relations::of_worker).map(Invocation::Worker),
+        "router" => resolved(settings::router(), &relations::of_router).map(Invocation::Router),
         "chat" => {
             let prompt = matches.get_one::<String>("prompt").cloned();
-            resolved(settings::chat()).map(|settings| Invocation::Chat(settings, prompt))
+            resolved(settings::chat(), &|_| Vec::new())
+                .map(|settings| Invocation::Chat(settings, prompt))
         }
         "check-config" => matches
             .get_one::<String>("file")
@@ -147,6 +148,7 @@ fn resolve_settings(
     environment: &dyn Fn(&str) -> Option<String>,
     file: Option<&str>,
     settings: &[&'static Setting],
+    relations: Relations<'_>,
 ) -> Result<Resolved, Failure> {
     let file = file
         .map(|path| ConfigFile::read(path.as_ref()))
@@ -157,7 +159,7 @@ fn resolve_settings(
         environment,
         file: file.as_ref(),
     };
-    resolve(settings::ALL, settings, &sources)
+    resolve(settings::ALL, settings, &sources, relations)
         .map_err(|faults| Failure::Usage(faults.iter().map(ToString::to_string).collect()))
 }
 
@@ -181,11 +183,11 @@ mod tests {
 
     #[test]
     fn flags_and_environment_meet_in_the_settings() {
-        let variables = [("PHALANX_MODEL", "folder"), ("PHALANX_LISTEN", "0.0.0.0:1")];
+        let variables = [("PHALANX_MODEL", "src"), ("PHALANX_LISTEN", "0.0.0.0:1")];
         let invocation = invoke(&["serve", "--listen", "127.0.0.1:0"], &variables).unwrap();
         let Invocation::Serve(settings) = invocation else { panic!("{invocation:?}") };
         assert_eq!(settings.text(&settings::ROUTER_LISTEN), Some("127.0.0.1:0"));
-        assert_eq!(settings.text(&settings::WORKER_MODEL), Some("folder"));
+        assert_eq!(settings.text(&settings::WORKER_MODEL), Some("src"));
         assert_eq!(settings.integer(&settings::WORKER_COUNT), Some(1));
     }
 

@@ -16,6 +16,7 @@ mod failure;
 mod http_client;
 mod model_folder;
 mod ready;
+mod relations;
 mod roles;
 mod router;
 mod serve;

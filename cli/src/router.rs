@@ -67,7 +67,8 @@ pub(crate) async fn start(
     Ok(Some(address))
 }
 
-fn raw(resolved: &Resolved) -> RawRouter {
+/// A router as it is configured.
+pub(crate) fn raw(resolved: &Resolved) -> RawRouter {
     RawRouter {
         listen: resolved.text(&settings::ROUTER_LISTEN).map(str::to_owned),
         body_bytes_max: resolved.integer(&settings::ROUTER_BODY_BYTES),

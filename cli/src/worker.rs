@@ -22,14 +22,7 @@ pub(crate) async fn run(resolved: &Resolved) -> Result<(), Failure> {
     let mut roles = Roles::new()?;
     let metrics = Metrics::default();
     let model = ModelFolder::resolve(resolved)?;
-    let raw = RawWorker {
-        control: resolved.list(&settings::WORKER_CONTROL).to_vec(),
-        listen: resolved.text(&settings::WORKER_LISTEN).map(str::to_owned),
-        advertise: resolved.text(&settings::WORKER_ADVERTISE).map(str::to_owned),
-        zone: resolved.text(&settings::WORKER_ZONE).map(str::to_owned),
-        threads: number(resolved, &settings::WORKER_THREADS),
-        ..raw(resolved, &model)
-    };
+    let raw = raw_alone(resolved, &model);
     let worker_metrics = WorkerMetrics::register(&metrics);
     let Some(address) = start(&mut roles, raw, &worker_metrics).await? else { return Ok(()) };
     let url = format!("http://{address}");
@@ -61,6 +54,18 @@ pub(crate) async fn start(
     let address = worker.local_addr();
     roles.start(Role::Worker, async move { worker.run().await.map_err(|error| chain(&error)) });
     Ok(Some(address))
+}
+
+/// A worker with a process of its own.
+pub(crate) fn raw_alone(resolved: &Resolved, model: &ModelFolder) -> RawWorker {
+    RawWorker {
+        control: resolved.list(&settings::WORKER_CONTROL).to_vec(),
+        listen: resolved.text(&settings::WORKER_LISTEN).map(str::to_owned),
+        advertise: resolved.text(&settings::WORKER_ADVERTISE).map(str::to_owned),
+        zone: resolved.text(&settings::WORKER_ZONE).map(str::to_owned),
+        threads: number(resolved, &settings::WORKER_THREADS),
+        ..raw(resolved, model)
+    }
 }
 
 /// What a worker of any command is made of; where it listens and whom it joins are the command's to say.

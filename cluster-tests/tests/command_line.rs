@@ -43,6 +43,36 @@ fn check_config_reports_every_fault_of_a_file_at_once() -> Result<()> {
 }
 
 #[test]
+fn what_no_setting_tells_alone_is_reported_like_the_rest() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("phalanx.toml");
+    let text = "[router]\nrequest_timeout_ms = 100\nrequest_timeout_ms_max = 10\n[worker]\n\
+                step_tokens_max = 100\nrunning_max = 600\ncpu_path = \"sse\"\ntp = 3\n\
+                model = \"/no/such/folder\"\n[control]\nnode_id = 4\npeers = \"1=http://a:1\"\n";
+    std::fs::write(&path, text)?;
+    let path = path.display().to_string();
+    let shared = [
+        "phalanx.toml:2: [router] request_timeout_ms = 100: must be between 1 and 10 (request_timeout_ms_max)",
+        "phalanx.toml:6: [worker] running_max = 600: must be between 1 and 100 (step_tokens_max)",
+        "phalanx.toml:7: [worker] cpu_path = \"sse\": must be auto or one of portable",
+        "phalanx.toml:8: [worker] tp = 3: must be 1",
+        "phalanx.toml:9: [worker] model = \"/no/such/folder\": must be an existing folder",
+    ];
+    check(&["serve", "--config", &path], 64, &shared)?;
+    check(&["check-config", &path], 64, &shared)?;
+    let peers =
+        "phalanx.toml:12: [control] peers = \"1=http://a:1\": must be a list that holds node 4";
+    check(&["check-config", &path], 64, &[peers])?;
+    check(&["control", "--config", &path], 64, &[peers])?;
+    // A flag beats the file, and answers for itself.
+    check(
+        &["worker", "--config", &path, "--running-max", "601", "--model", "."],
+        64,
+        &["--running-max 601: must be between 1 and 100 (step_tokens_max)"],
+    )
+}
+
+#[test]
 fn a_good_file_passes() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("phalanx.toml");

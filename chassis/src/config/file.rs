@@ -1,5 +1,6 @@
 //! The configuration file: read whole, checked whole, every fault with its line.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -24,7 +25,16 @@ pub struct ConfigFile {
 }
 
 /// Values by section and key.
-pub(super) type FileValues = BTreeMap<(String, String), Value>;
+pub(super) type FileValues = BTreeMap<(String, String), FileValue>;
+
+/// What the file says of a known key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum FileValue {
+    /// A value that the key accepts, and where it stands.
+    Good { value: Value, place: String },
+    /// Told as a fault.
+    Bad,
+}
 
 // === impl ConfigFile ===
 
@@ -88,7 +98,7 @@ impl ConfigFile {
     fn check_section(
         &self,
         schema: &[&Setting],
-        (section, body): (&Spanned<std::borrow::Cow<'_, str>>, &Spanned<DeValue<'_>>),
+        (section, body): (&Spanned<Cow<'_, str>>, &Spanned<DeValue<'_>>),
         values: &mut FileValues,
         faults: &mut Vec<(usize, ConfigFault)>,
     ) {
@@ -113,6 +123,7 @@ impl ConfigFile {
             refuse(line, name, format!("must be a section, as [{name}]"));
             return;
         };
+        let named = |key: &Spanned<Cow<'_, str>>| (name.to_owned(), key.get_ref().to_string());
         for (key, value) in keys {
             let line = self.line(key.span().start);
             let written = self.text.get(value.span()).unwrap_or_default();
@@ -122,9 +133,13 @@ impl ConfigFile {
                 .find(|setting| setting.section == name && setting.key == key.get_ref().as_ref());
             match setting.map(|setting| setting.kind.parse_toml(value.get_ref())) {
                 Some(Ok(value)) => {
-                    values.insert((name.to_owned(), key.get_ref().clone().into_owned()), value);
+                    let place = self.place(line, &place);
+                    values.insert(named(key), FileValue::Good { value, place });
                 }
-                Some(Err(problem)) => refuse(line, &place, problem),
+                Some(Err(problem)) => {
+                    values.insert(named(key), FileValue::Bad);
+                    refuse(line, &place, problem);
+                }
                 None => {
                     let known: Vec<&str> = schema
                         .iter()
@@ -139,7 +154,11 @@ impl ConfigFile {
     }
 
     fn fault(&self, line: usize, place: &str, problem: String) -> ConfigFault {
-        ConfigFault { place: format!("{}:{line}: {place}", self.name), problem }
+        ConfigFault { place: self.place(line, place), problem }
+    }
+
+    fn place(&self, line: usize, place: &str) -> String {
+        format!("{}:{line}: {place}", self.name)
     }
 
     /// The line, from 1, of a byte of the text.

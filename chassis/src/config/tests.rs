@@ -30,6 +30,15 @@ const TP: Setting = Setting {
 };
 static SCHEMA: [&Setting; 4] = [&LISTEN, &BLOCKS, &CONTROL, &TP];
 
+/// Blocks are few where nobody but this machine is served.
+fn relations(resolved: &Resolved) -> Vec<ConfigFault> {
+    let blocks = resolved.integer(&BLOCKS).filter(|blocks| *blocks > 500);
+    let is_local = resolved.text(&LISTEN).is_some_and(|listen| listen.starts_with("127."));
+    let fault =
+        blocks.filter(|_| is_local).and_then(|_| resolved.fault(&BLOCKS, "must be few".to_owned()));
+    fault.into_iter().collect()
+}
+
 fn resolve_from(
     flags: &[(&str, &str)],
     environment: &[(&str, &str)],
@@ -44,7 +53,7 @@ fn resolve_from(
         environment: &|variable| find(environment, variable),
         file: Some(&file),
     };
-    resolve(&SCHEMA, &SCHEMA, &sources)
+    resolve(&SCHEMA, &SCHEMA, &sources, &relations)
         .map_err(|faults| faults.iter().map(ToString::to_string).collect())
 }
 
@@ -143,4 +152,30 @@ fn a_list_is_written_with_commas_or_as_an_array() {
 fn numbers_are_read_in_every_notation_of_toml() {
     let resolved = resolve_from(&[], &[], "[worker]\nkv_blocks = 0x1_0\n").unwrap();
     assert_eq!(resolved.integer(&BLOCKS), Some(16));
+}
+
+#[test]
+fn a_fault_between_settings_is_told_where_the_value_was_set() {
+    let file = "[worker]\nkv_blocks = 501\ntp = 2\n";
+    let faults = resolve_from(&[], &[], file).unwrap_err();
+    assert_eq!(faults.len(), 2, "{faults:?}");
+    assert_eq!(faults[1], "phalanx.toml:2: [worker] kv_blocks = 501: must be few");
+    let faults = resolve_from(&[("kv-blocks", "502")], &[], "").unwrap_err();
+    assert_eq!(faults, ["--kv-blocks 502: must be few"]);
+    let faults = resolve_from(&[], &[("PHALANX_KV_BLOCKS", "503")], "").unwrap_err();
+    assert_eq!(faults, ["PHALANX_KV_BLOCKS=503: must be few"]);
+}
+
+#[test]
+fn a_setting_that_could_not_be_read_has_no_value_but_is_known_as_faulty() {
+    let file = ConfigFile::from_text("phalanx.toml", "[router]\nlisten = \"nowhere\"\n");
+    let sources = Sources { flag: &|_| None, environment: &|_| None, file: Some(&file) };
+    let relations = |resolved: &Resolved| {
+        assert!(resolved.is_faulty(&LISTEN) && !resolved.is_faulty(&BLOCKS));
+        assert_eq!(resolved.text(&LISTEN), None, "the default stands for what was refused");
+        assert_eq!(resolved.fault(&LISTEN, String::new()), None);
+        Vec::new()
+    };
+    let faults = resolve(&SCHEMA, &SCHEMA, &sources, &relations).unwrap_err();
+    assert_eq!(faults.len(), 1, "{faults:?}");
 }

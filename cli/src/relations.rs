@@ -1,0 +1,73 @@
+//! What no setting can tell alone: limits that depend on other settings, and what a role itself refuses.
+//!
+//! The roles validate their own configuration; here each of their faults gets the place where its value was set.
+//! Deliberately absent: what a role needs and nobody set. Its command says so when it runs.
+
+use std::path::PathBuf;
+
+use phalanx_chassis::config::{ConfigFault, Resolved, Setting};
+use phalanx_router::RouterConfig;
+
+use crate::model_folder::ModelFolder;
+use crate::{router, settings, worker};
+
+/// Settings whose limit is another setting. A limit that could not be read limits nothing.
+static LIMITED_BY: [(&Setting, &Setting); 2] = [
+    (&settings::ROUTER_TIMEOUT, &settings::ROUTER_TIMEOUT_MAX),
+    (&settings::WORKER_RUNNING, &settings::WORKER_STEP_TOKENS),
+];
+
+/// All roles of `phalanx serve`.
+pub(crate) fn of_serve(resolved: &Resolved) -> Vec<ConfigFault> {
+    [of_router(resolved), of_worker(resolved)].concat()
+}
+
+/// Every role there is.
+pub(crate) fn of_all(resolved: &Resolved) -> Vec<ConfigFault> {
+    [of_router(resolved), of_control(resolved), of_worker(resolved)].concat()
+}
+
+/// One router.
+pub(crate) fn of_router(resolved: &Resolved) -> Vec<ConfigFault> {
+    let errors = RouterConfig::try_from(router::raw(resolved)).err().unwrap_or_default();
+    let fault = |key, expected: &str| fault(resolved, ("router", key), expected);
+    errors.iter().filter_map(|error| fault(error.key, &error.expected)).collect()
+}
+
+/// One worker.
+pub(crate) fn of_worker(resolved: &Resolved) -> Vec<ConfigFault> {
+    // What is not named is found when the worker starts; until then the current folder stands for it.
+    let model = ModelFolder {
+        path: PathBuf::from(resolved.text(&settings::WORKER_MODEL).unwrap_or(".")),
+        name: resolved.text(&settings::WORKER_MODEL_NAME).unwrap_or("model").to_owned(),
+    };
+    let errors = worker::raw_alone(resolved, &model).validate().err().unwrap_or_default();
+    let fault = |key, expected: &str| fault(resolved, ("worker", key), expected);
+    errors.iter().filter_map(|error| fault(error.key, &error.expected)).collect()
+}
+
+/// One control node.
+pub(crate) fn of_control(resolved: &Resolved) -> Vec<ConfigFault> {
+    let peers = resolved.list(&settings::CONTROL_PEERS);
+    let Some(node_id) = resolved.integer(&settings::CONTROL_NODE_ID) else { return Vec::new() };
+    let is_own = |peer: &String| {
+        peer.split_once('=').is_some_and(|(id, _)| id.trim().parse() == Ok(node_id))
+    };
+    if peers.is_empty() || peers.iter().any(is_own) {
+        return Vec::new();
+    }
+    let expected = format!("a list that holds node {node_id} itself");
+    fault(resolved, ("control", settings::CONTROL_PEERS.key), &expected).into_iter().collect()
+}
+
+/// A fault of the setting with this section and key, unless nobody set it.
+fn fault(resolved: &Resolved, (section, key): (&str, &str), expected: &str) -> Option<ConfigFault> {
+    let is_it = |setting: &&&Setting| setting.section == section && setting.key == key;
+    let setting = settings::ALL.iter().find(is_it)?;
+    let limit = LIMITED_BY.iter().find(|(limited, _)| limited == setting).map(|(_, limit)| limit);
+    match limit {
+        Some(limit) if resolved.is_faulty(limit) => None,
+        Some(limit) => resolved.fault(setting, format!("must be {expected} ({})", limit.key)),
+        None => resolved.fault(setting, format!("must be {expected}")),
+    }
+}
