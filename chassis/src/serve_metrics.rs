@@ -1,6 +1,7 @@
 //! `/metrics` and `/health` for processes that serve no other HTTP: control and worker.
 
 use std::convert::Infallible;
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,13 +36,23 @@ pub struct MetricsBindError {
     pub source: std::io::Error,
 }
 
+/// Says why the process cannot do its work, if it cannot. Asked by each probe, so it must not wait.
+pub type Readiness = Arc<dyn Fn() -> Result<(), &'static str> + Send + Sync>;
+
 /// A listener for scrapers and probes. Ends when the process stops, so that a drain can be watched.
 #[derive(Debug)]
 pub struct MetricsServer {
     listener: TcpListener,
     local_addr: SocketAddr,
+    sources: Sources,
+}
+
+/// What answers are made from.
+#[derive(Clone)]
+struct Sources {
     metrics: Metrics,
     drain: Drain,
+    readiness: Readiness,
 }
 
 // === impl MetricsServer ===
@@ -59,7 +70,15 @@ impl MetricsServer {
         let refused = |source| MetricsBindError { address: address.to_owned(), source };
         let listener = TcpListener::bind(address).await.map_err(refused)?;
         let local_addr = listener.local_addr().map_err(refused)?;
-        Ok(Self { listener, local_addr, metrics, drain })
+        let sources = Sources { metrics, drain, readiness: Arc::new(|| Ok(())) };
+        Ok(Self { listener, local_addr, sources })
+    }
+
+    /// Calls the process ready only while `readiness` does; without this, it is whenever it does not drain.
+    #[must_use]
+    pub fn ready_when(mut self, readiness: Readiness) -> Self {
+        self.sources.readiness = readiness;
+        self
     }
 
     /// The bound address.
@@ -70,7 +89,7 @@ impl MetricsServer {
     /// Answers until the process stops.
     pub async fn run(self) {
         let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        let stop = self.drain.clone();
+        let stop = self.sources.drain.clone();
         loop {
             let accepted = tokio::select! {
                 () = stop.reached(Phase::Stopping) => return,
@@ -79,7 +98,7 @@ impl MetricsServer {
             match accepted {
                 Ok((stream, _)) => match Arc::clone(&permits).try_acquire_owned() {
                     Ok(permit) => {
-                        let answer = serve(stream, self.metrics.clone(), self.drain.clone());
+                        let answer = serve(stream, self.sources.clone());
                         tokio::spawn(async move {
                             let _held = permit;
                             answer.await;
@@ -96,9 +115,9 @@ impl MetricsServer {
     }
 }
 
-async fn serve(stream: TcpStream, metrics: Metrics, drain: Drain) {
+async fn serve(stream: TcpStream, sources: Sources) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let response = respond(request.method(), request.uri().path(), &metrics, &drain);
+        let response = respond(request.method(), request.uri().path(), &sources);
         async move { Ok::<_, Infallible>(response) }
     });
     let connection = hyper::server::conn::http1::Builder::new()
@@ -110,27 +129,24 @@ async fn serve(stream: TcpStream, metrics: Metrics, drain: Drain) {
     }
 }
 
-fn respond(method: &Method, path: &str, metrics: &Metrics, drain: &Drain) -> Response<Full<Bytes>> {
+fn respond(method: &Method, path: &str, sources: &Sources) -> Response<Full<Bytes>> {
+    const JSON: &str = "application/json";
     let (status, content_type, body) = match (method, path) {
         (&Method::GET, "/metrics") => (
             StatusCode::OK,
             "application/openmetrics-text; version=1.0.0; charset=utf-8",
-            metrics.encode(),
+            sources.metrics.encode(),
         ),
         (&Method::GET, "/health" | "/health/live") => {
-            (StatusCode::OK, "application/json", r#"{"status":"ok"}"#.to_owned())
+            (StatusCode::OK, JSON, r#"{"status":"ok"}"#.to_owned())
         }
-        (&Method::GET, "/health/ready") if drain.phase() == Phase::Serving => {
-            (StatusCode::OK, "application/json", r#"{"status":"ready"}"#.to_owned())
-        }
-        (&Method::GET, "/health/ready") => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "application/json",
-            r#"{"status":"draining"}"#.to_owned(),
-        ),
-        _ => {
-            (StatusCode::NOT_FOUND, "application/json", r#"{"status":"no such route"}"#.to_owned())
-        }
+        (&Method::GET, "/health/ready") => match sources.ready() {
+            Ok(()) => (StatusCode::OK, JSON, r#"{"status":"ready"}"#.to_owned()),
+            Err(reason) => {
+                (StatusCode::SERVICE_UNAVAILABLE, JSON, format!(r#"{{"status":"{reason}"}}"#))
+            }
+        },
+        _ => (StatusCode::NOT_FOUND, JSON, r#"{"status":"no such route"}"#.to_owned()),
     };
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
@@ -140,8 +156,27 @@ fn respond(method: &Method, path: &str, metrics: &Metrics, drain: &Drain) -> Res
     response
 }
 
+// === impl Sources ===
+
+impl Sources {
+    fn ready(&self) -> Result<(), &'static str> {
+        if self.drain.phase() > Phase::Serving {
+            return Err("draining");
+        }
+        (self.readiness)()
+    }
+}
+
+impl fmt::Debug for Sources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sources").field("drain", &self.drain).finish_non_exhaustive()
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
@@ -168,6 +203,26 @@ mod tests {
         assert!(get(address, "/health").await.starts_with("HTTP/1.1 200"));
         assert!(get(address, "/health/ready").await.starts_with("HTTP/1.1 503"));
         assert!(get(address, "/other").await.starts_with("HTTP/1.1 404"));
+        trigger.advance(Phase::Stopping);
+        running.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_process_is_ready_when_its_role_says_so() {
+        let (trigger, drain) = drain::channel();
+        let is_ready = Arc::new(AtomicBool::new(false));
+        let asked = Arc::clone(&is_ready);
+        let server = MetricsServer::bind("127.0.0.1:0", Metrics::default(), drain).await.unwrap();
+        let server = server.ready_when(Arc::new(move || {
+            if asked.load(Ordering::Relaxed) { Ok(()) } else { Err("not registered") }
+        }));
+        let address = server.local_addr();
+        let running = tokio::spawn(server.run());
+        let answer = get(address, "/health/ready").await;
+        assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+        assert!(answer.ends_with(r#"{"status":"not registered"}"#), "{answer}");
+        is_ready.store(true, Ordering::Relaxed);
+        assert!(get(address, "/health/ready").await.starts_with("HTTP/1.1 200"));
         trigger.advance(Phase::Stopping);
         running.await.unwrap();
     }

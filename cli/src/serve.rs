@@ -83,7 +83,7 @@ async fn start_all(
             threads: Some(threads),
             ..worker::raw(resolved, model)
         };
-        let Some(worker) = worker::start(roles, raw, &worker_metrics).await? else {
+        let Some((worker, _)) = worker::start(roles, raw, &worker_metrics).await? else {
             return Ok(None);
         };
         workers.push(worker);

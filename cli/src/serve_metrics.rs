@@ -1,8 +1,10 @@
 //! `/metrics` and `/health` of a process that serves no clients, where `--metrics-listen` asks for them.
 
+use std::sync::Arc;
+
 use phalanx_chassis::config::Resolved;
 use phalanx_chassis::metrics::Metrics;
-use phalanx_chassis::serve_metrics::MetricsServer;
+use phalanx_chassis::serve_metrics::{MetricsServer, Readiness};
 
 use crate::failure::{Failure, chain};
 use crate::roles::{Role, Roles};
@@ -17,11 +19,24 @@ pub(crate) async fn start(
     resolved: &Resolved,
     metrics: Metrics,
 ) -> Result<Option<String>, Failure> {
+    start_when((roles, role), resolved, metrics, Arc::new(|| Ok(()))).await
+}
+
+/// As [`start`], for a process that is ready only while `readiness` says so.
+///
+/// # Errors
+/// When the address cannot be bound.
+pub(crate) async fn start_when(
+    (roles, role): (&mut Roles, Role),
+    resolved: &Resolved,
+    metrics: Metrics,
+    readiness: Readiness,
+) -> Result<Option<String>, Failure> {
     let Some(address) = resolved.text(&settings::METRICS_LISTEN) else { return Ok(None) };
     let server = MetricsServer::bind(address, metrics, roles.drain(role))
         .await
         .map_err(|error| Failure::Failed(chain(&error)))?;
     let url = format!("http://{}", server.local_addr());
-    tokio::spawn(server.run());
+    tokio::spawn(server.ready_when(readiness).run());
     Ok(Some(url))
 }

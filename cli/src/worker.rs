@@ -1,10 +1,11 @@
 //! `phalanx worker`: one model on this machine.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use phalanx_chassis::config::{Resolved, Setting};
 use phalanx_chassis::metrics::Metrics;
-use phalanx_worker::{RawWorker, Worker, WorkerMetrics};
+use phalanx_worker::{RawWorker, Worker, WorkerMetrics, WorkerReadiness};
 use serde_json::json;
 
 use crate::failure::{Failure, chain};
@@ -24,10 +25,14 @@ pub(crate) async fn run(resolved: &Resolved) -> Result<(), Failure> {
     let model = ModelFolder::resolve(resolved)?;
     let raw = raw_alone(resolved, &model);
     let worker_metrics = WorkerMetrics::register(&metrics);
-    let Some(address) = start(&mut roles, raw, &worker_metrics).await? else { return Ok(()) };
+    let Some((address, readiness)) = start(&mut roles, raw, &worker_metrics).await? else {
+        return Ok(());
+    };
     let url = format!("http://{address}");
     tracing::info!(%url, model = model.name, "worker listens");
-    let metrics_url = serve_metrics::start((&mut roles, Role::Worker), resolved, metrics).await?;
+    let readiness = Arc::new(move || readiness.check());
+    let metrics_url =
+        serve_metrics::start_when((&mut roles, Role::Worker), resolved, metrics, readiness).await?;
     write_ready_file(resolved, &json!({"listen": url, "metrics": metrics_url}))?;
     roles.run().await
 }
@@ -40,7 +45,7 @@ pub(crate) async fn start(
     roles: &mut Roles,
     raw: RawWorker,
     metrics: &WorkerMetrics,
-) -> Result<Option<SocketAddr>, Failure> {
+) -> Result<Option<(SocketAddr, WorkerReadiness)>, Failure> {
     let config = raw
         .validate()
         .map_err(|faults| Failure::Usage(faults.iter().map(ToString::to_string).collect()))?;
@@ -51,9 +56,9 @@ pub(crate) async fn start(
             .map_err(|error| Failure::Failed(format!("the worker cannot start: {}", chain(&error))))
     };
     let Some(worker) = roles.during(bind).await? else { return Ok(None) };
-    let address = worker.local_addr();
+    let (address, readiness) = (worker.local_addr(), worker.readiness());
     roles.start(Role::Worker, async move { worker.run().await.map_err(|error| chain(&error)) });
-    Ok(Some(address))
+    Ok(Some((address, readiness)))
 }
 
 /// A worker with a process of its own.

@@ -20,6 +20,7 @@ pub mod executor;
 pub mod load;
 pub mod metrics;
 pub mod model;
+mod readiness;
 pub mod server;
 pub mod text;
 pub mod weights;
@@ -42,6 +43,7 @@ use tokio::time::sleep;
 
 pub use self::config::{ConfigError, RawWorker, WorkerConfig};
 pub use self::metrics::WorkerMetrics;
+pub use self::readiness::WorkerReadiness;
 
 use self::announce::Announcer;
 use self::engine::{EngineHandle, StepObserver};
@@ -162,6 +164,11 @@ impl Worker {
     /// Where it listens.
     pub const fn local_addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Whether it can be of use, for probes to ask from now on.
+    pub fn readiness(&self) -> WorkerReadiness {
+        WorkerReadiness { epoch: self.parts.epoch.clone(), load: self.engine.0.load() }
     }
 
     /// What it announces: the model, as routers will know it.

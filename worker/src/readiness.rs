@@ -1,0 +1,50 @@
+//! Whether a worker can be of use: what probes ask. It outlives the worker, and then says no.
+
+use phalanx_proto::id::Epoch;
+use tokio::sync::watch;
+
+use crate::engine::EngineLoad;
+
+/// A look at a worker from outside.
+#[derive(Clone, Debug)]
+pub struct WorkerReadiness {
+    pub(crate) epoch: watch::Receiver<Epoch>,
+    pub(crate) load: watch::Receiver<EngineLoad>,
+}
+
+// === impl WorkerReadiness ===
+
+impl WorkerReadiness {
+    /// Whether the engine runs and control has registered the worker at least once: control may go, and the
+    /// worker serves on.
+    ///
+    /// # Errors
+    /// What is missing.
+    pub fn check(&self) -> Result<(), &'static str> {
+        // The engine owns the other end, and drops it when it ends.
+        if self.load.has_changed().is_err() {
+            return Err("engine stopped");
+        }
+        if *self.epoch.borrow() == Epoch::default() {
+            return Err("not registered");
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_is_ready_once_registered_and_as_long_as_its_engine_runs() {
+        let (epoch, load) =
+            (watch::Sender::new(Epoch::default()), watch::Sender::new(EngineLoad::default()));
+        let readiness = WorkerReadiness { epoch: epoch.subscribe(), load: load.subscribe() };
+        assert_eq!(readiness.check(), Err("not registered"));
+        epoch.send_replace(Epoch(7));
+        assert_eq!(readiness.check(), Ok(()));
+        drop(load);
+        assert_eq!(readiness.check(), Err("engine stopped"));
+    }
+}
