@@ -33,6 +33,7 @@ use phalanx_chassis::telemetry::{self, LogFormat};
 
 use crate::arguments::Invocation;
 use crate::failure::Failure;
+use crate::ready::ReadyFile;
 
 fn main() -> ExitCode {
     let matches = match arguments::command().try_get_matches() {
@@ -56,6 +57,13 @@ fn run(invocation: Invocation) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::Failed(format!("cannot start the runtime: {error}")))?;
+    let _ready_file = match &invocation {
+        Invocation::Serve(settings)
+        | Invocation::Control(settings)
+        | Invocation::Worker(settings)
+        | Invocation::Router(settings) => Some(ReadyFile::claim(settings)?),
+        Invocation::Cluster(..) | Invocation::Chat(..) | Invocation::CheckConfig(_) => None,
+    };
     let outcome = runtime.block_on(async {
         match invocation {
             Invocation::Serve(settings) => Box::pin(serve::run(&settings)).await,

@@ -1,6 +1,7 @@
 //! Telling others that this process is there: a file for programs, a wait for the whole path.
 
-use std::path::Path;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use phalanx_chassis::config::Resolved;
@@ -18,6 +19,11 @@ const READY_MAX: Duration = Duration::from_secs(60);
 /// How long one look may take.
 const LOOK_MAX: Duration = Duration::from_secs(5);
 
+/// Keeps `--ready-file` true: what a process before left there is removed before anything else happens, and
+/// what this one wrote is removed when it ends.
+#[derive(Debug)]
+pub(crate) struct ReadyFile(Option<PathBuf>);
+
 /// Writes `--ready-file`, if one was asked for. Whoever sees the file sees all of it.
 ///
 /// # Errors
@@ -31,6 +37,36 @@ pub(crate) fn write_ready_file(resolved: &Resolved, addresses: &Value) -> Result
         .map_err(|error| {
             Failure::Failed(format!("cannot write the ready file {}: {error}", path.display()))
         })
+}
+
+// === impl ReadyFile ===
+
+impl ReadyFile {
+    /// Removes what is there, if a ready file was asked for.
+    ///
+    /// # Errors
+    /// When it is there and cannot be removed.
+    pub(crate) fn claim(resolved: &Resolved) -> Result<Self, Failure> {
+        let Some(path) = resolved.text(&settings::READY_FILE).map(PathBuf::from) else {
+            return Ok(Self(None));
+        };
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(Failure::Failed(format!(
+                "cannot remove the old ready file {}: {error}",
+                path.display()
+            ))),
+            Ok(()) | Err(_) => Ok(Self(Some(path))),
+        }
+    }
+}
+
+impl Drop for ReadyFile {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
+            // It may never have been written, and there is nobody left to tell.
+            let _ = std::fs::remove_file(path);
+        }
+    }
 }
 
 /// Waits until the router at `url` can serve a request, and reaches all of its `workers`.
