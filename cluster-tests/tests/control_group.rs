@@ -213,11 +213,11 @@ async fn a_killed_leader_fails_no_request_and_another_takes_writes_within_second
     })
     .await?;
     drop(second);
-    let restored = (leader + 1).to_string();
-    let answer = group.ask(&["transfer", &restored])?;
-    ensure!(answer["id"].to_string() == restored, "asked for {restored}, answered {answer}");
+    let restored = leader + 1;
+    let answer = group.ask(&["transfer", &restored.to_string()])?;
+    ensure!(answer["id"] == restored, "asked for {restored}, answered {answer}");
     let status = group.ask(&["status"])?;
-    ensure!(status["leader"].to_string() == restored, "{restored} does not lead: {status}");
+    ensure!(status["leader"] == restored, "{restored} does not lead: {status}");
     Ok(())
 }
 
