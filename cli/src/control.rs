@@ -40,12 +40,27 @@ pub(crate) async fn run(resolved: &Resolved) -> Result<(), Failure> {
         bootstrap: resolved.is_on(&settings::CONTROL_BOOTSTRAP),
         peers,
     };
+    if !config.bootstrap && is_empty(&config.data_dir) {
+        tracing::warn!(
+            data_dir,
+            "this node has no state and waits until its group calls it; to form a new group, start one node \
+             with --bootstrap"
+        );
+    }
     let Some(address) = start(&mut roles, config, &metrics).await? else { return Ok(()) };
     let url = format!("http://{address}");
     tracing::info!(%url, data_dir, "control node listens");
     let metrics_url = serve_metrics::start((&mut roles, Role::Control), resolved, metrics).await?;
     write_ready_file(resolved, &json!({"listen": url, "metrics": metrics_url}))?;
     roles.run().await
+}
+
+/// Whether nothing is kept there yet. What cannot be read is for the start to tell.
+fn is_empty(folder: &Path) -> bool {
+    match std::fs::read_dir(folder) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+    }
 }
 
 /// Opens the state, binds a node and runs it; `None` when a signal came first.

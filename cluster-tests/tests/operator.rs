@@ -116,3 +116,18 @@ async fn a_body_that_does_not_come_holds_up_nobody_who_leaves() -> Result<()> {
     ensure!(status.success(), "ended with {status}");
     Ok(())
 }
+
+#[tokio::test]
+async fn a_node_that_waits_for_a_group_says_so() -> Result<()> {
+    let hint = "start one node with --bootstrap";
+    for (option, is_told) in [(&[][..], true), (&["--bootstrap"], false)] {
+        let folder = tempfile::tempdir()?;
+        let data_dir = folder.path().join("data").display().to_string();
+        let own = ["control", "--listen", "127.0.0.1:0", "--data-dir", &data_dir];
+        let arguments = [words(&own), words(option)].concat();
+        let mut control = Process::start(folder.path(), "control", &arguments)?;
+        control.addresses().await?;
+        ensure!(control.output()?.contains(hint) == is_told, "{option:?}: {}", control.output()?);
+    }
+    Ok(())
+}
