@@ -1,5 +1,7 @@
 //! The group's timings.
 
+use std::time::Duration;
+
 use openraft::{Config, ConfigError, SnapshotPolicy};
 
 /// How often a leader is heard. The library's 50 ms is for a bench; this survives a slow disk and a busy node.
@@ -10,6 +12,9 @@ const HEARTBEAT_MS: u64 = 200;
 const ELECTION_MS_MIN: u64 = 1000;
 /// See [`ELECTION_MS_MIN`].
 const ELECTION_MS_MAX: u64 = 2000;
+
+/// Silence of a quorum after which a leader no longer speaks for the group: another may lead by then.
+pub(super) const QUORUM_SILENCE_MAX: Duration = Duration::from_millis(ELECTION_MS_MAX);
 
 /// A snapshot of the largest cluster is some 10 MB; this is that over a bad link.
 const INSTALL_SNAPSHOT_MS: u64 = 10_000;

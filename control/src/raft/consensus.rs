@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::errors::{ClientWriteError, ForwardToLeader, InitializeError, RaftError};
-use openraft::{BasicNode, Raft, RaftMetrics, ReadPolicy};
+use openraft::{BasicNode, Instant as _, Raft, RaftMetrics, ReadPolicy};
 use parking_lot::Mutex;
 use phalanx_proto::id::NodeId;
 use tokio::runtime::{Builder, Handle, Runtime};
@@ -252,6 +252,15 @@ impl Consensus {
     /// What this node knows of its group.
     pub(crate) fn status(&self) -> NodeStatus {
         status_of(&self.raft.metrics().borrow_watched())
+    }
+
+    /// Whether a quorum still answers this node, as the leader. One that has just begun counts as heard.
+    pub(crate) fn hears_quorum(&self) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let alone = metrics.membership_config.membership().voter_ids().count() <= 1;
+        let silence = metrics.last_quorum_acked.as_ref().map(|acked| acked.elapsed());
+        alone || silence.is_none_or(|silence| silence < config::QUORUM_SILENCE_MAX)
     }
 
     /// Follows [`Consensus::status`] for as long as the node runs.

@@ -293,6 +293,42 @@ async fn members_that_beat_through_a_follower_outlive_a_change_of_leader() {
 }
 
 #[tokio::test]
+async fn a_leader_without_a_quorum_takes_no_heartbeats_and_fences_nobody_for_it() {
+    let mut group = Group::start(Duration::from_secs(3)).await;
+    let leader = group.leader(1, 0).await;
+    let client = group.client(leader);
+    let member = once_led(|| client.register(registration("i"))).await.unwrap();
+    let Registered { member_id, epoch, .. } = member;
+    for id in others(leader) {
+        group.kill(id);
+    }
+
+    let mut beat = interval(Duration::from_millis(500));
+    let mut refused = 0;
+    // Longer than a lease.
+    while refused < 8 {
+        beat.tick().await;
+        match client.heartbeat(member_id, epoch).await {
+            Ok(_state) => assert_eq!(refused, 0, "taken again without a quorum"),
+            Err(fault) => {
+                assert_eq!(fault.code, FaultCode::Unavailable, "{fault}");
+                refused += 1;
+            }
+        }
+    }
+    for id in others(leader) {
+        group.start_node(id).await;
+    }
+    let back = once_led(|| client.heartbeat(member_id, epoch)).await;
+    assert_eq!(back, Ok(MemberState::Ready));
+    for _beat in 0..8 {
+        beat.tick().await;
+        let again = once_led(|| client.heartbeat(member_id, epoch)).await;
+        assert_eq!(again, Ok(MemberState::Ready));
+    }
+}
+
+#[tokio::test]
 async fn a_node_that_hears_nobody_does_not_unseat_the_leader() {
     let group = Group::start(LONG).await;
     group.put(1, "before").await;
