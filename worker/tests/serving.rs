@@ -71,6 +71,13 @@ impl pb::control_server::Control for AgreeableControl {
     ) -> Result<Response<pb::StatusResponse>, Status> {
         Err(to_status(&Fault::new(FaultCode::Internal, "nobody asks")))
     }
+
+    async fn change_group(
+        &self,
+        _request: Request<pb::ChangeGroupRequest>,
+    ) -> Result<Response<pb::ChangeGroupResponse>, Status> {
+        Err(to_status(&Fault::new(FaultCode::Internal, "nobody asks")))
+    }
 }
 
 /// A running worker and its client.

@@ -85,6 +85,13 @@ impl pb::control_server::Control for ScriptedControl {
     ) -> Result<Response<pb::StatusResponse>, Status> {
         Ok(Response::new(pb::StatusResponse::default()))
     }
+
+    async fn change_group(
+        &self,
+        _request: Request<pb::ChangeGroupRequest>,
+    ) -> Result<Response<pb::ChangeGroupResponse>, Status> {
+        Ok(Response::new(pb::ChangeGroupResponse::default()))
+    }
 }
 
 struct Scene {
