@@ -95,7 +95,7 @@ settings! {
 
     LOG_FORMAT = [telemetry] log_format: Kind::OneOf(&["text", "json"]), None,
         "How logs are written to stderr (default: text on a terminal, json otherwise)";
-    LOG_LEVEL = [telemetry] log_level: Kind::LogFilter, Some("info,openraft=warn"),
+    LOG_LEVEL = [telemetry] log_level: Kind::LogFilter, Some("info,openraft=error"),
         "Which logs are written";
     METRICS_LISTEN = [telemetry] metrics_listen: Kind::Address, None,
         "Where /metrics and /health are served by a process without a router (default: nowhere)";
