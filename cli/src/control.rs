@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use phalanx_chassis::config::Resolved;
 use phalanx_chassis::metrics::Metrics;
-use phalanx_control::{Control, ControlConfig};
+use phalanx_control::{Control, ControlConfig, ControlReadiness};
 use phalanx_proto::id::NodeId;
 use serde_json::json;
 
@@ -47,10 +48,14 @@ pub(crate) async fn run(resolved: &Resolved) -> Result<(), Failure> {
              with --bootstrap"
         );
     }
-    let Some(address) = start(&mut roles, config, &metrics).await? else { return Ok(()) };
+    let Some((address, readiness)) = start(&mut roles, config, &metrics).await? else {
+        return Ok(());
+    };
     let url = format!("http://{address}");
     tracing::info!(%url, data_dir, "control node listens");
-    let metrics_url = serve_metrics::start((&mut roles, Role::Control), resolved, metrics).await?;
+    let readiness = Arc::new(move || readiness.check());
+    let metrics_url =
+        serve_metrics::start((&mut roles, Role::Control), resolved, metrics, readiness).await?;
     write_ready_file(resolved, &json!({"listen": url, "metrics": metrics_url}))?;
     roles.run().await
 }
@@ -71,7 +76,7 @@ pub(crate) async fn start(
     roles: &mut Roles,
     config: ControlConfig,
     metrics: &Metrics,
-) -> Result<Option<SocketAddr>, Failure> {
+) -> Result<Option<(SocketAddr, ControlReadiness)>, Failure> {
     config.validate().map_err(|error| Failure::usage(error.to_string()))?;
     let drain = roles.drain(Role::Control);
     let bind = async {
@@ -80,9 +85,9 @@ pub(crate) async fn start(
         })
     };
     let Some(control) = roles.during(bind).await? else { return Ok(None) };
-    let address = control.local_addr();
+    let started = (control.local_addr(), control.readiness());
     roles.start(Role::Control, async move { control.run().await.map_err(|error| chain(&error)) });
-    Ok(Some(address))
+    Ok(Some(started))
 }
 
 /// The only node of a group of one, as `serve` has it.

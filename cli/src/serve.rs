@@ -72,7 +72,7 @@ async fn start_all(
 ) -> Result<Option<Addresses>, Failure> {
     let metrics = Metrics::default();
     let node = control::single_node(data_dir.path());
-    let Some(control) = control::start(roles, node, &metrics).await? else { return Ok(None) };
+    let Some((control, _)) = control::start(roles, node, &metrics).await? else { return Ok(None) };
     let control_urls = [url_of(&control)];
     let worker_metrics = WorkerMetrics::register(&metrics);
     let mut workers = Vec::new();

@@ -1,7 +1,5 @@
 //! `/metrics` and `/health` of a process that serves no clients, where `--metrics-listen` asks for them.
 
-use std::sync::Arc;
-
 use phalanx_chassis::config::Resolved;
 use phalanx_chassis::metrics::Metrics;
 use phalanx_chassis::serve_metrics::{MetricsServer, Readiness};
@@ -10,23 +8,11 @@ use crate::failure::{Failure, chain};
 use crate::roles::{Role, Roles};
 use crate::settings;
 
-/// Serves them beside `role`, until the process ends; gives their URL.
+/// Serves them beside `role`, until the process ends, ready while `readiness` says so; gives their URL.
 ///
 /// # Errors
 /// When the address cannot be bound.
 pub(crate) async fn start(
-    (roles, role): (&mut Roles, Role),
-    resolved: &Resolved,
-    metrics: Metrics,
-) -> Result<Option<String>, Failure> {
-    start_when((roles, role), resolved, metrics, Arc::new(|| Ok(()))).await
-}
-
-/// As [`start`], for a process that is ready only while `readiness` says so.
-///
-/// # Errors
-/// When the address cannot be bound.
-pub(crate) async fn start_when(
     (roles, role): (&mut Roles, Role),
     resolved: &Resolved,
     metrics: Metrics,

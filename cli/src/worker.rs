@@ -32,7 +32,7 @@ pub(crate) async fn run(resolved: &Resolved) -> Result<(), Failure> {
     tracing::info!(%url, model = model.name, "worker listens");
     let readiness = Arc::new(move || readiness.check());
     let metrics_url =
-        serve_metrics::start_when((&mut roles, Role::Worker), resolved, metrics, readiness).await?;
+        serve_metrics::start((&mut roles, Role::Worker), resolved, metrics, readiness).await?;
     write_ready_file(resolved, &json!({"listen": url, "metrics": metrics_url}))?;
     roles.run().await
 }

@@ -37,6 +37,25 @@ async fn a_worker_that_is_not_registered_is_live_but_not_ready() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_control_node_without_a_leader_is_live_but_not_ready() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let data = folder.path().join("data").display().to_string();
+    let waits = ["control", "--listen", "127.0.0.1:0", "--data-dir", &data];
+    let arguments = [words(&waits), words(&["--metrics-listen", "127.0.0.1:0"])].concat();
+    let mut control = Process::start(folder.path(), "control", &arguments)?;
+    let addresses = control.addresses().await?;
+    let probe = Client::new(addresses["metrics"].as_str().context("no metrics address")?);
+    ensure!(probe.get("/health/live").await?.status == 200);
+    let answer = probe.get("/health/ready").await?;
+    ensure!(answer.status == 503, "answered {}", answer.status);
+    ensure!(answer.json()?["status"] == "no leader known", "{:?}", answer.bytes);
+
+    let cluster = Cluster::start(&[]).await?;
+    ensure!(cluster.control.metrics.get("/health/ready").await?.status == 200);
+    Ok(())
+}
+
+#[tokio::test]
 async fn the_ready_file_goes_with_its_process() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("serve.ready");

@@ -27,12 +27,14 @@ pub mod liveness;
 mod node;
 mod peers;
 mod raft;
+mod readiness;
 mod service;
 pub mod state;
 mod store;
 
 pub use self::config::{ConfigError, ControlConfig};
 pub use self::node::{Control, RunError, StartError};
+pub use self::readiness::ControlReadiness;
 
 #[cfg(test)]
 mod tests;

@@ -25,6 +25,7 @@ use crate::forward::Forwarder;
 use crate::leader::Leadership;
 use crate::liveness::Timings;
 use crate::raft::{Consensus, ConsensusOptions, NodeStatus, RaftService, StartConsensusError};
+use crate::readiness::ControlReadiness;
 use crate::service::ControlService;
 use crate::store::chain;
 
@@ -135,6 +136,11 @@ impl Control {
     /// Where it listens.
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
+    }
+
+    /// For probes.
+    pub fn readiness(&self) -> ControlReadiness {
+        ControlReadiness(self.service.consensus.statuses())
     }
 
     /// For tests that look behind the service.
