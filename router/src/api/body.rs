@@ -14,10 +14,11 @@ use serde_json::{Map, Value};
 use crate::error::RouterError;
 
 /// Most bytes of an oversized body that are read and thrown away: a client that writes all before it reads
-/// would otherwise see a reset connection instead of the refusal.
-const DISCARDED_BYTES_MAX: usize = 8 << 20;
-/// How long that may take.
-const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
+/// would otherwise see a reset connection instead of the refusal. Eight times the limit meets every honest
+/// mistake, and reading costs no memory.
+const DISCARDED_BYTES_MAX: usize = 64 << 20;
+/// How long that may take: on a busy machine, megabytes a second.
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a body may take to arrive: the largest one does at 280 KB/s, and a client that sends nothing holds
 /// its place among the requests in progress no longer.
 pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(30);
