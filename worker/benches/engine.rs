@@ -1,5 +1,6 @@
 //! How fast the engine computes on this machine: decode and prefill of the demo model and of a synthetic
-//! 1B-shape Llama in bf16, beside what the machine itself can read and multiply, in the same run.
+//! 1B-shape Llama in bf16, beside what the machine itself can read and multiply just before and just after,
+//! as the speed of a shared machine drifts within a run.
 //!
 //! `cargo bench -p phalanx-worker --bench engine [-- --model demo|1b] [--out FILE]`
 #![allow(clippy::print_stdout, reason = "a benchmark reports to its terminal")]
@@ -160,18 +161,14 @@ fn medians(reports: &[StepReport], pick: impl Fn(&StepReport) -> bool) -> (f64, 
 }
 
 #[expect(clippy::cast_precision_loss, reason = "sizes in the billions lose nothing that matters")]
-async fn measure(
-    name: &str,
-    config: &ModelConfig,
-    subject: &Subject,
-    read: f64,
-    gemm: f64,
-) -> Value {
+async fn measure(name: &str, config: &ModelConfig, subject: &Subject, threads: usize) -> Value {
     let head = config.vocab * config.hidden;
     let weight_bytes = 2.0 * (config.layer_parameters() + head) as f64;
     let mut rows = Vec::new();
     for batch in [1u32, 16] {
+        let before = probe::read_gbps(threads).unwrap();
         let reports = subject.run(batch, 32, DECODE_TOKENS).await;
+        let read = f64::midpoint(before, probe::read_gbps(threads).unwrap());
         let rows_wanted = batch as usize;
         let decodes =
             |report: &StepReport| report.rows == rows_wanted && report.draws == rows_wanted;
@@ -185,11 +182,14 @@ async fn measure(
         );
         rows.push(json!({
             "phase": "decode", "batch": batch, "tokens_per_s": tokens, "weights_gb_per_s": gigabytes,
-            "share_of_plain_read": gigabytes / read, "engine_us_per_step": engine * 1e6,
+            "plain_read_gb_per_s": read, "share_of_plain_read": gigabytes / read, "engine_us_per_step": engine * 1e6,
         }));
     }
     let prompt = PROMPT_TOKENS.min(u32::try_from(config.context_tokens_max).unwrap() - 16);
+    let plain_gemm = || probe::gemm_gflops(threads).unwrap().unwrap_or(f64::NAN);
+    let before = plain_gemm();
     let reports = subject.run(1, prompt, 2).await;
+    let gemm = f64::midpoint(before, plain_gemm());
     let (step, engine) = medians(&reports, |report| report.rows == STEP_TOKENS as usize);
     let tokens = f64::from(STEP_TOKENS) / step;
     let gflops = 2.0 * config.layer_parameters() as f64 * tokens / 1e9;
@@ -201,7 +201,7 @@ async fn measure(
     );
     rows.push(json!({
         "phase": "prefill", "prompt_tokens": prompt, "tokens_per_s": tokens, "gflop_per_s": gflops,
-        "ratio_to_plain_bf16_gemm": gflops / gemm, "engine_us_per_step": engine * 1e6,
+        "plain_bf16_gemm_gflop_per_s": gemm, "ratio_to_plain_bf16_gemm": gflops / gemm, "engine_us_per_step": engine * 1e6,
     }));
     json!({ "model": name, "parameters": config.layer_parameters() + head, "rows": rows })
 }
@@ -217,31 +217,25 @@ fn main() {
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let path = option("--path").map_or_else(CpuPath::detect, |name| name.parse().unwrap());
 
-    let read = probe::read_gbps(threads).unwrap();
-    let gemm = probe::gemm_gflops(threads).unwrap().unwrap_or(f64::NAN);
-    println!(
-        "{threads} threads, path {path}: plain read {read:.1} GB/s, plain bf16 GEMM {gemm:.1} GFLOP/s"
-    );
+    println!("{threads} threads, path {path}");
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let mut models = Vec::new();
     if wanted("demo") {
         let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../models/demo-llm");
         let config = ModelConfig::load(&folder).unwrap();
         let subject = Subject::start(&config, &Weights::open(&folder).unwrap(), threads, path);
-        models.push(runtime.block_on(measure("demo", &config, &subject, read, gemm)));
+        models.push(runtime.block_on(measure("demo", &config, &subject, threads)));
     }
     if wanted("1b") {
         let config = shape_1b();
         let subject = Subject::start(&config, &RandomWeights, threads, path);
-        models.push(runtime.block_on(measure("1b", &config, &subject, read, gemm)));
+        models.push(runtime.block_on(measure("1b", &config, &subject, threads)));
     }
     let report = json!({
         "command": "cargo bench -p phalanx-worker --bench engine",
         "date": chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
         "threads": threads,
         "path": path.to_string(),
-        "plain_read_gb_per_s": read,
-        "plain_bf16_gemm_gflop_per_s": gemm,
         "models": models,
     });
     if let Some(out) = option("--out") {

@@ -11,11 +11,11 @@ use crate::cpu::weight::TILE_INPUTS;
 macro_rules! bring_closer {
     ($from:literal) => {
         bring_closer!(
-            $from, 4096 4160 4224 4288 4352 4416 4480 4544 4608 4672 4736 4800 4864 4928 4992 5056
+            $from, 8192 8256 8320 8384 8448 8512 8576 8640 8704 8768 8832 8896 8960 9024 9088 9152
         )
     };
     ($from:literal, $($offset:literal)*) => {
-        concat!($("prefetcht0 [", $from, " + ", $offset, "]\n"),*)
+        concat!($("prefetcht1 [", $from, " + ", $offset, "]\n"),*)
     };
 }
 
