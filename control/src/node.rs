@@ -159,6 +159,7 @@ impl Control {
         tracing::info!(node_id, address = %local_addr, "control node listens");
 
         let mut duties = JoinSet::new();
+        duties.spawn(vouch(consensus.statuses(), feed.clone()));
         duties.spawn(leadership.run(Arc::clone(&consensus), feed));
         duties.spawn(gauges.follow(consensus.statuses()));
 
@@ -169,6 +170,16 @@ impl Control {
         duties.shutdown().await;
         consensus.stop().await;
         result
+    }
+}
+
+/// Tells the feed whether the node hears its group.
+async fn vouch(mut statuses: watch::Receiver<NodeStatus>, feed: Feed) {
+    loop {
+        feed.vouch(statuses.borrow_and_update().leader.is_some());
+        if statuses.changed().await.is_err() {
+            return feed.vouch(false);
+        }
     }
 }
 

@@ -10,6 +10,7 @@
 
 mod config;
 mod consensus;
+mod contact;
 mod convert;
 mod group;
 mod log;

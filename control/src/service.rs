@@ -272,7 +272,9 @@ impl From<GroupError> for Fault {
 impl From<WatchError> for Fault {
     fn from(error: WatchError) -> Self {
         let code = match error {
-            WatchError::NotFounded | WatchError::Behind { .. } => FaultCode::Unavailable,
+            WatchError::NotFounded | WatchError::Behind { .. } | WatchError::CutOff { .. } => {
+                FaultCode::Unavailable
+            }
             WatchError::TooSlow => FaultCode::Overloaded,
             WatchError::Closed => FaultCode::Draining,
         };

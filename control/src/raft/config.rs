@@ -13,8 +13,14 @@ const ELECTION_MS_MIN: u64 = 1000;
 /// See [`ELECTION_MS_MIN`].
 const ELECTION_MS_MAX: u64 = 2000;
 
-/// Silence of a quorum after which a leader no longer speaks for the group: another may lead by then.
-pub(super) const QUORUM_SILENCE_MAX: Duration = Duration::from_millis(ELECTION_MS_MAX);
+/// Silence of the group, of a quorum for the leader and of the leader for others, after which a node no longer
+/// speaks for it: another may lead by then.
+pub(super) const GROUP_SILENCE_MAX: Duration = Duration::from_millis(ELECTION_MS_MAX);
+
+/// How long a leader that hears no quorum stays silent, and then calls again, in turns. One that is heard and
+/// hears nobody would else keep the others from standing for ever. The library's least: their lease on it, and
+/// the longest election timeout.
+const QUORUM_LOSS_PROBE_MS: u64 = 2 * ELECTION_MS_MAX;
 
 /// A snapshot of the largest cluster is some 10 MB; this is that over a bad link.
 const INSTALL_SNAPSHOT_MS: u64 = 10_000;
@@ -43,6 +49,7 @@ pub(super) fn config() -> Result<Config, ConfigError> {
         replication_lag_threshold: KEPT_BEHIND_SNAPSHOT,
         // A node cut off must not come back with a term that unseats a working leader.
         enable_pre_vote: Some(true),
+        quorum_loss_probe_interval: Some(QUORUM_LOSS_PROBE_MS),
         // A restarted leader asks its peers first: they may have moved on.
         enable_leader_restore: Some(false),
         // A follower whose log went back has lost data, and must not vote again.

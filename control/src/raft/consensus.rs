@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::errors::{ClientWriteError, ForwardToLeader, InitializeError, RaftError};
-use openraft::{BasicNode, Instant as _, Raft, RaftMetrics, ReadPolicy};
+use openraft::{BasicNode, Raft, RaftMetrics, ReadPolicy};
 use parking_lot::Mutex;
 use phalanx_proto::id::NodeId;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
+use super::contact::Contact;
 use super::log::Log;
 use super::machine::Machine;
 use super::network::Network;
@@ -33,6 +34,9 @@ pub(super) const PROPOSE_WAIT_MAX: Duration = Duration::from_secs(4);
 
 /// The longest a stopping node waits for the disk.
 const STOP_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// Silence makes no event: it is looked for this often, a small part of the one that matters.
+const SILENCE_LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Raft needs little: one thread runs its core, one its replication and snapshots.
 const RAFT_THREADS: usize = 2;
@@ -58,6 +62,7 @@ pub(crate) struct ConsensusOptions {
 pub(crate) struct Consensus {
     raft: Raft<Types, Machine>,
     identity: Identity,
+    contact: Contact,
     handle: Handle,
     /// Taken when the node stops.
     threads: Mutex<Option<Threads>>,
@@ -81,6 +86,7 @@ struct Threads {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct NodeStatus {
     pub(crate) term: u64,
+    /// None while the node does not hear its group: another may lead by then.
     pub(crate) leader: Option<NodeId>,
     pub(crate) last_applied: u64,
     /// Every node's URL, and whether it votes.
@@ -147,7 +153,7 @@ impl Consensus {
         let started = handle.spawn(start).await.map_err(|error| raft_error(&error))?;
         let raft = started.map_err(|error| raft_error(&error))?;
         let threads = Mutex::new(Some(Threads { writer, runtime }));
-        let consensus = Self { raft, identity, handle, threads };
+        let consensus = Self { raft, identity, contact: Contact::default(), handle, threads };
         if let Some(recovered) = consensus.cluster_id().await {
             // Directories from before the id had a file of its own.
             consensus.identity.cluster_id_or(&recovered).await?;
@@ -244,6 +250,11 @@ impl Consensus {
         snapshot
     }
 
+    /// To be told of the leader's calls.
+    pub(super) const fn contact(&self) -> &Contact {
+        &self.contact
+    }
+
     /// For the calls of peers.
     pub(super) const fn raft(&self) -> &Raft<Types, Machine> {
         &self.raft
@@ -251,25 +262,23 @@ impl Consensus {
 
     /// What this node knows of its group.
     pub(crate) fn status(&self) -> NodeStatus {
-        status_of(&self.raft.metrics().borrow_watched())
-    }
-
-    /// Whether a quorum still answers this node, as the leader. One that has just begun counts as heard.
-    pub(crate) fn hears_quorum(&self) -> bool {
-        let metrics = self.raft.metrics();
-        let metrics = metrics.borrow_watched();
-        let alone = metrics.membership_config.membership().voter_ids().count() <= 1;
-        let silence = metrics.last_quorum_acked.as_ref().map(|acked| acked.elapsed());
-        alone || silence.is_none_or(|silence| silence < config::QUORUM_SILENCE_MAX)
+        status_of(&self.raft.metrics().borrow_watched(), &self.contact)
     }
 
     /// Follows [`Consensus::status`] for as long as the node runs.
     pub(crate) fn statuses(&self) -> watch::Receiver<NodeStatus> {
         let mut metrics: MetricsReceiver = self.raft.metrics();
-        let (sender, receiver) = watch::channel(status_of(&metrics.borrow_watched()));
+        let (sender, receiver) = watch::channel(self.status());
+        let contact = self.contact.clone();
         self.handle.spawn(async move {
-            while !sender.is_closed() && metrics.changed().await.is_ok() {
-                let status = status_of(&metrics.borrow_watched());
+            let mut look = interval(SILENCE_LOOK_EVERY);
+            look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            while !sender.is_closed() {
+                tokio::select! {
+                    changed = metrics.changed() => if changed.is_err() { return },
+                    _ = look.tick() => {}
+                }
+                let status = status_of(&metrics.borrow_watched(), &contact);
                 sender.send_if_modified(|current| {
                     let changed = *current != status;
                     *current = status;
@@ -365,13 +374,13 @@ pub(super) async fn failure_in(mut metrics: MetricsReceiver) -> String {
     }
 }
 
-fn status_of(metrics: &RaftMetrics<Types>) -> NodeStatus {
+fn status_of(metrics: &RaftMetrics<Types>, contact: &Contact) -> NodeStatus {
     let membership = metrics.membership_config.membership();
     let voters: Vec<u64> = membership.voter_ids().collect();
     let nodes = membership.nodes();
     NodeStatus {
         term: metrics.current_term,
-        leader: metrics.current_leader.map(NodeId),
+        leader: contact.leader(metrics),
         last_applied: metrics.last_applied.map_or(0, |applied| applied.index),
         nodes: nodes
             .map(|(id, node)| (NodeId(*id), (node.addr.clone(), voters.contains(id))))

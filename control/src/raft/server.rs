@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use openraft::errors::Fatal;
+use openraft::raft::AppendEntriesResponse;
 use openraft::type_config::alias::SnapshotOf;
 use parking_lot::Mutex;
 use phalanx_proto::pb;
@@ -69,6 +70,10 @@ impl pb::raft_server::Raft for RaftService {
         let request = wire::parse_append_request(&request).map_err(malformed)?;
         let response = self.consensus.raft().append_entries(request).await;
         let response = response.map_err(|error| stopped(&error))?;
+        // Anything but a refusal is for the leader that this node follows.
+        if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
+            self.consensus.contact().heard();
+        }
         Ok(Response::new(wire::append_response(&response)))
     }
 

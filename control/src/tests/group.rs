@@ -318,6 +318,7 @@ async fn a_leader_without_a_quorum_takes_no_heartbeats_and_fences_nobody_for_it(
         }
     }
     assert!(refused >= 8, "it noticed too late, or never: {refused} of 16 were refused");
+    assert_eq!(client.status().await.unwrap().leader, 0, "nobody leads without a quorum");
     for id in others(leader) {
         group.start_node(id).await;
     }
@@ -347,7 +348,8 @@ async fn a_node_that_hears_nobody_does_not_unseat_the_leader() {
     }
     let status = group.client(other).status().await.unwrap();
     assert_eq!((status.leader, status.term), (leader, term));
-    assert_eq!(group.nodes[&deaf].consensus.status().term, term, "it stood in no new term");
+    let cut_off = group.nodes[&deaf].consensus.status();
+    assert_eq!((cut_off.leader, cut_off.term), (None, term), "it knows that it knows nothing");
 }
 
 #[tokio::test]
