@@ -87,10 +87,31 @@ impl ControlClient {
     where
         U: AsRef<str>,
     {
+        Self::with_connect(urls, Endpoint::connect_lazy)
+    }
+
+    /// As [`ControlClient::new`], over another network: `connect` makes a channel that connects when first
+    /// used.
+    ///
+    /// # Errors
+    /// As [`ControlClient::new`].
+    pub fn with_connect<U>(
+        urls: &[U],
+        connect: impl Fn(&Endpoint) -> Channel,
+    ) -> Result<Self, ControlUrlError>
+    where
+        U: AsRef<str>,
+    {
         if urls.is_empty() {
             return Err(ControlUrlError::Empty);
         }
-        let stubs = urls.iter().map(|url| connect_lazy(url.as_ref())).collect::<Result<_, _>>()?;
+        let stub = |url: &U| {
+            let channel = connect(&endpoint(url.as_ref())?);
+            Ok(Stub::new(channel)
+                .max_decoding_message_size(MESSAGE_BYTES_MAX)
+                .max_encoding_message_size(MESSAGE_BYTES_MAX))
+        };
+        let stubs = urls.iter().map(stub).collect::<Result<_, _>>()?;
         Ok(Self(Arc::new(Nodes { stubs, current: AtomicUsize::new(0) })))
     }
 
@@ -237,22 +258,18 @@ impl WatchStream {
     }
 }
 
-fn connect_lazy(url: &str) -> Result<Stub, ControlUrlError> {
+fn endpoint(url: &str) -> Result<Endpoint, ControlUrlError> {
     let malformed = || ControlUrlError::Malformed { url: url.to_owned() };
     let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|_invalid| malformed())?;
     if endpoint.uri().scheme_str() != Some("http") || endpoint.uri().host().is_none() {
         return Err(malformed());
     }
-    let channel = endpoint
+    Ok(endpoint
         .connect_timeout(CONNECT_WAIT_MAX)
         .http2_keep_alive_interval(KEEPALIVE_EVERY)
         .keep_alive_timeout(KEEPALIVE_WAIT_MAX)
         .keep_alive_while_idle(true)
-        .tcp_nodelay(true)
-        .connect_lazy();
-    Ok(Stub::new(channel)
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(MESSAGE_BYTES_MAX))
+        .tcp_nodelay(true))
 }
 
 const fn may_other_node_answer(code: FaultCode) -> bool {

@@ -49,6 +49,11 @@ pub struct ViewWatch {
 impl ViewWatch {
     /// Starts to follow the view on the current runtime. `file` is where the view outlives the process.
     pub fn start(client: ControlClient, file: Option<PathBuf>) -> Self {
+        Self::start_jittered(client, file, u64::from(std::process::id()))
+    }
+
+    /// As [`ViewWatch::start`]; `seed` sets the jitter of the waits apart from other processes'.
+    pub fn start_jittered(client: ControlClient, file: Option<PathBuf>, seed: u64) -> Self {
         let saved = file.as_deref().and_then(file::load).unwrap_or_default();
         let (sender, view) = watch::channel(Arc::new(saved.clone()));
         let last_event = Arc::new(Mutex::new(Instant::now()));
@@ -59,6 +64,7 @@ impl ViewWatch {
             last_event: Arc::clone(&last_event),
             follower: Follower::new(saved),
             unsaved: false,
+            backoff: Backoff::new(RETRY_FIRST, RETRY_MAX, seed),
         };
         Self { view, last_event, task: tokio::spawn(following.run()) }
     }
@@ -100,20 +106,20 @@ struct Following {
     last_event: Arc<Mutex<Instant>>,
     follower: Follower,
     unsaved: bool,
+    backoff: Backoff,
 }
 
 impl Following {
     async fn run(mut self) {
-        let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX, u64::from(std::process::id()));
         loop {
             let before = *self.last_event.lock();
             let error = self.follow_once().await;
             let followed = *self.last_event.lock() != before;
             if followed {
-                backoff.reset();
+                self.backoff.reset();
             }
             self.save().await;
-            let delay = backoff.delay();
+            let delay = self.backoff.delay();
             // Once per loss; an outage is long, and its end is seen by the staleness.
             if followed {
                 tracing::warn!(%error, ?delay, "lost the cluster view's watch, opening it again");

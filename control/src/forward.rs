@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
+use crate::host::Host;
 use crate::identity::Identity;
 use crate::peers::Peers;
 use crate::store::chain;
@@ -39,9 +40,9 @@ pub(crate) struct Forwarder {
 // === impl Forwarder ===
 
 impl Forwarder {
-    pub(crate) fn new(identity: Identity) -> Self {
+    pub(crate) fn new(identity: Identity, host: Arc<dyn Host>) -> Self {
         let permits = Arc::new(Semaphore::new(FORWARDS_MAX));
-        Self { peers: Peers::new(identity), permits }
+        Self { peers: Peers::new(identity, host), permits }
     }
 
     /// Calls `leader` and gives its answer as it is.

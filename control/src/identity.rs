@@ -12,6 +12,7 @@ use phalanx_proto::id::NodeId;
 use tonic::Request;
 use tonic::metadata::{MetadataMap, MetadataValue};
 
+use crate::host::{Host, off_the_runtime};
 use crate::store::StoreError;
 use crate::store::identity::IdentityFile;
 
@@ -32,6 +33,7 @@ struct Shared {
     /// The peers that may tell a pristine node its cluster.
     configured: BTreeSet<NodeId>,
     file: IdentityFile,
+    host: Arc<dyn Host>,
     cluster_id: RwLock<Option<Arc<str>>>,
     /// Held while the id is learnt, so that it is learnt once.
     learning: tokio::sync::Mutex<()>,
@@ -62,10 +64,11 @@ impl Identity {
         file: IdentityFile,
         node: NodeId,
         configured: BTreeSet<NodeId>,
+        host: Arc<dyn Host>,
     ) -> Result<Self, StoreError> {
         let cluster_id = RwLock::new(file.read()?.map(Arc::from));
         let (learning, logged) = (tokio::sync::Mutex::default(), Mutex::default());
-        let shared = Shared { node, configured, file, cluster_id, learning, logged };
+        let shared = Shared { node, configured, file, host, cluster_id, learning, logged };
         Ok(Self(Arc::new(shared)))
     }
 
@@ -84,10 +87,14 @@ impl Identity {
         }
         let (file, id) = (self.0.file.clone(), Arc::<str>::from(candidate));
         let kept = Arc::clone(&id);
-        let written = tokio::task::spawn_blocking(move || file.write(&kept)).await;
-        written.map_err(|error| StoreError::Interrupted { reason: error.to_string() })??;
+        off_the_runtime(&*self.0.host, move || file.write(&kept)).await?;
         *self.0.cluster_id.write() = Some(Arc::clone(&id));
         Ok(id)
+    }
+
+    /// The cluster, or a new one from now on.
+    pub(crate) async fn cluster_id_or_new(&self) -> Result<Arc<str>, StoreError> {
+        self.cluster_id_or(&self.0.host.unique_name()).await
     }
 
     /// A call to `to`; none as long as this node has no cluster to speak for.
@@ -162,10 +169,12 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::host::ThisMachine;
 
     fn identity(folder: &Path, node: u64, configured: &[u64]) -> Identity {
         let configured = configured.iter().copied().map(NodeId).collect();
-        Identity::open(IdentityFile::new(folder), NodeId(node), configured).unwrap()
+        let host = Arc::new(ThisMachine);
+        Identity::open(IdentityFile::new(folder), NodeId(node), configured, host).unwrap()
     }
 
     /// Node `from` of cluster `id` calls node `to`.

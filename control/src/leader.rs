@@ -2,7 +2,7 @@
 //! let theirs run out.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use phalanx_proto::change::Change;
@@ -13,6 +13,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::command::Command;
 use crate::feed::Feed;
+use crate::host::Host;
 use crate::liveness::{Leases, Millis, Timings};
 use crate::raft::{Consensus, NodeStatus, ProposeError};
 use crate::state::Reply;
@@ -32,6 +33,7 @@ pub(crate) struct Leadership(Arc<Shared>);
 struct Shared {
     node_id: NodeId,
     timings: Timings,
+    host: Arc<dyn Host>,
     started: Instant,
     leases: Mutex<Leases>,
     /// The term this node leads, once it has applied all that was committed before.
@@ -41,10 +43,11 @@ struct Shared {
 // === impl Leadership ===
 
 impl Leadership {
-    pub(crate) fn new(node_id: NodeId, timings: Timings) -> Self {
+    pub(crate) fn new(node_id: NodeId, timings: Timings, host: Arc<dyn Host>) -> Self {
         let (leads, _receiver) = watch::channel(None);
         let leases = Mutex::new(Leases::new(timings.ttl));
-        Self(Arc::new(Shared { node_id, timings, started: Instant::now(), leases, leads }))
+        let started = Instant::now();
+        Self(Arc::new(Shared { node_id, timings, host, started, leases, leads }))
     }
 
     /// Whether this node leads and its state is up to date.
@@ -105,7 +108,8 @@ impl Leadership {
         if feed.end().lineage == Lineage(0) {
             let cluster_id = consensus.founding_id().await;
             let cluster_id = cluster_id.map_err(|error| ProposeError::Stopped(chain(&error)))?;
-            consensus.propose(Command::Found { cluster_id, lineage: lineage_now() }).await?;
+            let lineage = lineage_at(self.0.host.wall_clock());
+            consensus.propose(Command::Found { cluster_id, lineage }).await?;
         }
         Ok(())
     }
@@ -142,7 +146,6 @@ fn registrations(view: &ClusterView) -> impl Iterator<Item = (MemberId, Epoch)> 
 
 /// Milliseconds since 1970, so that a cluster founded anew outranks the one whose data was lost. A clock before
 /// 1970 yields the first lineage.
-fn lineage_now() -> Lineage {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    Lineage(u64::try_from(since.as_millis()).unwrap_or(u64::MAX).max(1))
+fn lineage_at(since_1970: Duration) -> Lineage {
+    Lineage(u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX).max(1))
 }

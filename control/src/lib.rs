@@ -11,7 +11,7 @@
 //!
 //! Reading order: [`command`] and [`state`] (what may change, and how), [`liveness`], `feed`, `service`,
 //! `forward`, `leader`, `node` (what starts and stops all of it), `identity` and `peers` (who calls whom),
-//! `raft` and `store` (adapters).
+//! `raft` and `store` (adapters), `host` (the machine under them).
 //!
 //! Deliberately absent: prompts, tokens and load, none of which this crate ever sees; and, outside `raft`, every
 //! type of the Raft library.
@@ -21,6 +21,7 @@ pub mod command;
 mod config;
 mod feed;
 mod forward;
+mod host;
 mod identity;
 mod leader;
 pub mod liveness;

@@ -1,5 +1,6 @@
 //! One control node: everything it runs, started in order and stopped in order.
 
+use std::error::Error;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,16 +13,20 @@ use phalanx_proto::MESSAGE_BYTES_MAX;
 use phalanx_proto::pb::control_server::ControlServer;
 use phalanx_proto::pb::raft_server::RaftServer;
 use prometheus_client::metrics::gauge::Gauge;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
+use tokio_stream::Stream;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
+use tonic::transport::server::Connected;
 
 use crate::config::{ConfigError, ControlConfig};
 use crate::feed::Feed;
 use crate::forward::Forwarder;
+use crate::host::ThisMachine;
 use crate::leader::Leadership;
 use crate::liveness::Timings;
 use crate::raft::{Consensus, ConsensusOptions, NodeStatus, RaftService, StartConsensusError};
@@ -47,6 +52,12 @@ const CONNECTION_STREAMS_MAX: u32 = 1024;
 pub struct Control {
     listener: TcpListener,
     local_addr: SocketAddr,
+    node: Node,
+}
+
+/// A control node apart from the address it listens on.
+#[derive(Debug)]
+pub(crate) struct Node {
     service: ControlService,
     gauges: RaftGauges,
 }
@@ -115,22 +126,10 @@ impl Control {
         let local_addr = listener.local_addr().map_err(listen_error)?;
 
         let url = peers.get(&node_id).cloned().unwrap_or_else(|| format!("http://{local_addr}"));
-        let feed = Feed::new();
-        let options = ConsensusOptions { node_id, url, data_dir, bootstrap, peers };
-        let start = Consensus::start(options, feed.clone());
-        let consensus = start.await.map_err(|error: StartConsensusError| StartError::Raft {
-            node_id: node_id.0,
-            reason: chain(&error),
-        })?;
-        let service = ControlService {
-            node_id: node_id.0,
-            forwarder: Forwarder::new(consensus.identity().clone()),
-            consensus: Arc::new(consensus),
-            leadership: Leadership::new(node_id, timings),
-            feed,
-            drain,
-        };
-        Ok(Self { listener, local_addr, service, gauges: RaftGauges::register(metrics) })
+        let host = Arc::new(ThisMachine);
+        let options = ConsensusOptions { node_id, url, data_dir, bootstrap, peers, host };
+        let node = Node::start(options, timings, metrics, drain).await?;
+        Ok(Self { listener, local_addr, node })
     }
 
     /// Where it listens.
@@ -140,13 +139,13 @@ impl Control {
 
     /// For probes.
     pub fn readiness(&self) -> ControlReadiness {
-        ControlReadiness(self.service.consensus.statuses())
+        ControlReadiness(self.node.service.consensus.statuses())
     }
 
     /// For tests that look behind the service.
     #[cfg(test)]
     pub(crate) fn consensus(&self) -> Arc<Consensus> {
-        Arc::clone(&self.service.consensus)
+        self.node.consensus()
     }
 
     /// Serves until it is drained. When this returns, the data directory is closed and free.
@@ -154,9 +153,54 @@ impl Control {
     /// # Errors
     /// [`RunError`] when Raft, its disk or the server failed; the process should then end.
     pub async fn run(self) -> Result<(), RunError> {
-        let Self { listener, local_addr, service, gauges } = self;
-        let ControlService { consensus, leadership, feed, drain, node_id, .. } = service.clone();
-        tracing::info!(node_id, address = %local_addr, "control node listens");
+        let Self { listener, local_addr, node } = self;
+        tracing::info!(node_id = node.service.node_id, address = %local_addr, "control node listens");
+        node.run(TcpListenerStream::new(listener)).await
+    }
+}
+
+// === impl Node ===
+
+impl Node {
+    /// Opens the data directory and recovers the state.
+    pub(crate) async fn start(
+        options: ConsensusOptions,
+        timings: Timings,
+        metrics: &Metrics,
+        drain: Drain,
+    ) -> Result<Self, StartError> {
+        let (node_id, host, feed) = (options.node_id, Arc::clone(&options.host), Feed::new());
+        let start = Consensus::start(options, feed.clone());
+        let consensus = start.await.map_err(|error: StartConsensusError| StartError::Raft {
+            node_id: node_id.0,
+            reason: chain(&error),
+        })?;
+        let service = ControlService {
+            node_id: node_id.0,
+            forwarder: Forwarder::new(consensus.identity().clone(), Arc::clone(&host)),
+            consensus: Arc::new(consensus),
+            leadership: Leadership::new(node_id, timings, host),
+            feed,
+            drain,
+        };
+        Ok(Self { service, gauges: RaftGauges::register(metrics) })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn consensus(&self) -> Arc<Consensus> {
+        Arc::clone(&self.service.consensus)
+    }
+
+    /// Serves the connections that come in, until it is drained. When this returns, the data directory is
+    /// closed and free.
+    pub(crate) async fn run<I, C, E>(self, incoming: I) -> Result<(), RunError>
+    where
+        I: Stream<Item = Result<C, E>>,
+        C: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+        E: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let Self { service, gauges } = self;
+        let ControlService { consensus, leadership, feed, drain, .. } = service.clone();
 
         let mut duties = JoinSet::new();
         duties.spawn(vouch(consensus.statuses(), feed.clone()));
@@ -164,7 +208,7 @@ impl Control {
         duties.spawn(gauges.follow(consensus.statuses()));
 
         let result = tokio::select! {
-            served = serve(listener, service, drain) => served,
+            served = serve(incoming, service, drain) => served,
             reason = consensus.failed() => Err(RunError::Raft(reason)),
         };
         duties.shutdown().await;
@@ -184,11 +228,12 @@ async fn vouch(mut statuses: watch::Receiver<NodeStatus>, feed: Feed) {
 }
 
 /// Serves until drained, and then for as long as calls in flight may take.
-async fn serve(
-    listener: TcpListener,
-    service: ControlService,
-    drain: Drain,
-) -> Result<(), RunError> {
+async fn serve<I, C, E>(incoming: I, service: ControlService, drain: Drain) -> Result<(), RunError>
+where
+    I: Stream<Item = Result<C, E>>,
+    C: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+    E: Into<Box<dyn Error + Send + Sync>>,
+{
     let consensus = Arc::clone(&service.consensus);
     let identity = consensus.identity().clone();
     let raft = RaftServer::new(RaftService::new(consensus, identity))
@@ -205,7 +250,7 @@ async fn serve(
         .tcp_nodelay(true)
         .add_service(server)
         .add_service(raft)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async move {
+        .serve_with_incoming_shutdown(incoming, async move {
             draining.reached(Phase::Draining).await;
         });
     let cut_off = async {

@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use phalanx_proto::id::NodeId;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::host::Host;
 use crate::identity::Identity;
 
 /// A peer that does not complete a connection in this time is taken for gone. Above a retransmitted SYN's
@@ -28,6 +29,7 @@ pub(crate) struct Peers(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     identity: Identity,
+    host: Arc<dyn Host>,
     /// At most one per node that was ever a member; a changed URL replaces the channel.
     channels: Mutex<BTreeMap<NodeId, (String, Channel)>>,
 }
@@ -35,8 +37,8 @@ struct Shared {
 // === impl Peers ===
 
 impl Peers {
-    pub(crate) fn new(identity: Identity) -> Self {
-        Self(Arc::new(Shared { identity, channels: Mutex::default() }))
+    pub(crate) fn new(identity: Identity, host: Arc<dyn Host>) -> Self {
+        Self(Arc::new(Shared { identity, host, channels: Mutex::default() }))
     }
 
     pub(crate) fn identity(&self) -> &Identity {
@@ -56,13 +58,13 @@ impl Peers {
         if let Some((_url, channel)) = channels.get(&node).filter(|(known, _)| known == url) {
             return Ok(channel.clone());
         }
-        let channel = Endpoint::from_shared(url.to_owned())?
+        let endpoint = Endpoint::from_shared(url.to_owned())?
             .connect_timeout(CONNECT_WAIT_MAX)
             .http2_keep_alive_interval(KEEPALIVE_EVERY)
             .keep_alive_timeout(KEEPALIVE_WAIT_MAX)
             .keep_alive_while_idle(true)
-            .tcp_nodelay(true)
-            .connect_lazy();
+            .tcp_nodelay(true);
+        let channel = self.0.host.connect(&endpoint);
         channels.insert(node, (url.to_owned(), channel.clone()));
         Ok(channel)
     }

@@ -1,7 +1,7 @@
 //! The running Raft node, on threads of its own so that a flood of requests cannot starve its heartbeats.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use openraft::errors::{ClientWriteError, ForwardToLeader, InitializeError, RaftE
 use openraft::{BasicNode, Raft, RaftMetrics, ReadPolicy};
 use parking_lot::Mutex;
 use phalanx_proto::id::NodeId;
-use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::runtime::{Handle, Runtime};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
@@ -21,13 +21,14 @@ use super::network::Network;
 use super::{Types, config};
 use crate::command::Command;
 use crate::feed::Feed;
+use crate::host::{Host, OpenedLog, off_the_runtime};
 use crate::identity::Identity;
 use crate::peers::Peers;
 use crate::state::Reply;
 use crate::store::identity::IdentityFile;
 use crate::store::snapshot::SnapshotFolder;
-use crate::store::writer::{self, WriterThread};
-use crate::store::{LogStore as _, RedbStore, StoreError, chain};
+use crate::store::writer::WriterThread;
+use crate::store::{StoreError, chain};
 
 /// The longest a proposal may take: one election and one commit on a disk that is slow.
 pub(super) const PROPOSE_WAIT_MAX: Duration = Duration::from_secs(4);
@@ -38,13 +39,10 @@ const STOP_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Silence makes no event: it is looked for this often, a small part of the one that matters.
 const SILENCE_LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// Raft needs little: one thread runs its core, one its replication and snapshots.
-const RAFT_THREADS: usize = 2;
-
 type MetricsReceiver = openraft::type_config::alias::WatchReceiverOf<Types, RaftMetrics<Types>>;
 
 /// What a node is started from.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct ConsensusOptions {
     pub(crate) node_id: NodeId,
     /// How peers reach this node.
@@ -54,6 +52,7 @@ pub(crate) struct ConsensusOptions {
     pub(crate) bootstrap: bool,
     /// The URLs of all nodes, this one included; empty for a node alone.
     pub(crate) peers: BTreeMap<NodeId, String>,
+    pub(crate) host: Arc<dyn Host>,
 }
 
 /// A running node. To be stopped with [`Consensus::stop`]; dropping it leaves its threads to end by
@@ -72,13 +71,13 @@ pub(crate) struct Consensus {
 struct Opened {
     log: Log,
     folder: SnapshotFolder,
-    writer: WriterThread,
+    writer: Option<WriterThread>,
     identity: Identity,
 }
 
 #[derive(Debug)]
 struct Threads {
-    writer: WriterThread,
+    writer: Option<WriterThread>,
     runtime: OwnRuntime,
 }
 
@@ -119,7 +118,7 @@ fn leader_text(leader: Option<NodeId>) -> String {
     leader.map_or_else(|| "and no leader is known".to_owned(), |id| format!("node {id} does"))
 }
 
-/// A runtime that may be dropped from async code.
+/// Raft's runtime, if it has one of its own, which may be dropped from async code.
 #[derive(Debug)]
 struct OwnRuntime(Option<Runtime>);
 
@@ -131,23 +130,15 @@ impl Consensus {
         options: ConsensusOptions,
         feed: Feed,
     ) -> Result<Self, StartConsensusError> {
-        let ConsensusOptions { node_id, url, data_dir, bootstrap, mut peers } = options;
-        let configured = peers.keys().copied().collect();
-        let opened = tokio::task::spawn_blocking(move || open(&data_dir, node_id, configured));
-        let opened = opened.await.map_err(|error| raft_error(&error))??;
+        let ConsensusOptions { node_id, url, bootstrap, mut peers, host, .. } = options.clone();
+        let opened = off_the_runtime(&*host, move || open(&options)).await?;
         let Opened { log, folder, writer, identity } = opened;
 
-        let runtime = Builder::new_multi_thread()
-            .worker_threads(RAFT_THREADS)
-            .thread_name("raft")
-            .enable_all()
-            .build()
-            .map_err(StartConsensusError::Threads)?;
-        let runtime = OwnRuntime(Some(runtime));
+        let runtime = OwnRuntime(host.raft_runtime().map_err(StartConsensusError::Threads)?);
         let config = Arc::new(config::config().map_err(|error| raft_error(&error))?);
-        let machine = Machine::new(folder, feed);
+        let machine = Machine::new(folder, feed, Arc::clone(&host));
         // Raft spawns its tasks on the runtime that starts it.
-        let network = Network(Peers::new(identity.clone()));
+        let network = Network(Peers::new(identity.clone(), Arc::clone(&host)));
         let start = Raft::new(node_id.0, config, network, log, machine);
         let handle = runtime.handle();
         let started = handle.spawn(start).await.map_err(|error| raft_error(&error))?;
@@ -175,7 +166,7 @@ impl Consensus {
             return Ok(false);
         }
         // The group's first call already names its cluster.
-        self.identity.cluster_id_or(&new_cluster_id()).await?;
+        self.identity.cluster_id_or_new().await?;
         let nodes: BTreeMap<u64, BasicNode> =
             voters.into_iter().map(|(id, addr)| (id.0, BasicNode { addr })).collect();
         match self.raft.initialize(nodes).await {
@@ -231,7 +222,7 @@ impl Consensus {
 
     /// The id that a new cluster is founded with: the one its nodes already call each other by.
     pub(crate) async fn founding_id(&self) -> Result<String, StoreError> {
-        let id = self.identity.cluster_id_or(&new_cluster_id()).await?;
+        let id = self.identity.cluster_id_or_new().await?;
         Ok(id.to_string())
     }
 
@@ -302,12 +293,13 @@ impl Consensus {
             Err(_elapsed) => tracing::warn!("Raft did not stop within {STOP_WAIT_MAX:?}"),
         }
         let Some(Threads { writer, mut runtime }) = self.threads.lock().take() else { return };
+        let Some(runtime) = runtime.0.take() else { return };
         let closed = tokio::task::spawn_blocking(move || {
             // The log's queue goes with the runtime's last task, and with the queue the writer.
-            if let Some(runtime) = runtime.0.take() {
-                runtime.shutdown_timeout(STOP_WAIT_MAX);
+            runtime.shutdown_timeout(STOP_WAIT_MAX);
+            if let Some(writer) = writer {
+                writer.join();
             }
-            writer.join();
         });
         if timeout(STOP_WAIT_MAX * 2, closed).await.is_err() {
             tracing::warn!("the log was not closed within {:?}", STOP_WAIT_MAX * 2);
@@ -319,7 +311,7 @@ impl Consensus {
 
 impl OwnRuntime {
     fn handle(&self) -> Handle {
-        self.0.as_ref().expect("the runtime is taken only when this ends").handle().clone()
+        self.0.as_ref().map_or_else(Handle::current, |runtime| runtime.handle().clone())
     }
 }
 
@@ -340,25 +332,18 @@ impl NodeStatus {
     }
 }
 
-fn new_cluster_id() -> String {
-    uuid::Uuid::new_v4().to_string()
-}
-
-fn open(
-    data_dir: &Path,
-    node_id: NodeId,
-    configured: BTreeSet<NodeId>,
-) -> Result<Opened, StoreError> {
+fn open(options: &ConsensusOptions) -> Result<Opened, StoreError> {
+    let ConsensusOptions { node_id, data_dir, peers, host, .. } = options;
     std::fs::create_dir_all(data_dir).map_err(|source| StoreError::File {
         action: "create",
-        path: data_dir.to_owned(),
+        path: data_dir.clone(),
         source,
     })?;
-    let mut store = RedbStore::open(data_dir, node_id)?;
-    let stored = store.load()?;
+    let OpenedLog { stored, queue, writer } = host.open_log(data_dir, *node_id)?;
     let folder = SnapshotFolder::open(data_dir.join("snapshots"))?;
-    let identity = Identity::open(IdentityFile::new(data_dir), node_id, configured)?;
-    let (queue, writer) = writer::start(store)?;
+    let configured = peers.keys().copied().collect();
+    let file = IdentityFile::new(data_dir);
+    let identity = Identity::open(file, *node_id, configured, Arc::clone(host))?;
     Ok(Opened { log: Log::new(stored, queue), folder, writer, identity })
 }
 

@@ -2,6 +2,7 @@
 //! keeps snapshots.
 
 use std::io;
+use std::sync::Arc;
 
 use futures::{Stream, StreamExt as _};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
@@ -10,8 +11,8 @@ use phalanx_proto::id::{Lineage, ViewIndex};
 
 use super::{Entry, LogId, Membership, SnapshotMeta, Types, convert};
 use crate::feed::{Feed, Position};
+use crate::host::{Host, off_the_runtime};
 use crate::state::{Reply, State};
-use crate::store::StoreError;
 use crate::store::record::{decode, encode};
 use crate::store::snapshot::{Snapshot, SnapshotFolder, SnapshotHeader};
 
@@ -27,6 +28,7 @@ pub(super) struct Machine {
     membership: Membership,
     folder: SnapshotFolder,
     feed: Feed,
+    host: Arc<dyn Host>,
 }
 
 /// The machine as it was when a snapshot was asked for.
@@ -36,15 +38,16 @@ pub(super) struct SnapshotBuilder {
     applied: Option<LogId>,
     membership: Membership,
     folder: SnapshotFolder,
+    host: Arc<dyn Host>,
 }
 
 // === impl Machine ===
 
 impl Machine {
     /// An empty machine; the library installs the latest snapshot and replays the log.
-    pub(super) fn new(folder: SnapshotFolder, feed: Feed) -> Self {
+    pub(super) fn new(folder: SnapshotFolder, feed: Feed, host: Arc<dyn Host>) -> Self {
         let (state, applied, membership) = (State::default(), None, Membership::default());
-        Self { state, applied, membership, folder, feed }
+        Self { state, applied, membership, folder, feed, host }
     }
 
     pub(super) const fn state(&self) -> &State {
@@ -102,6 +105,7 @@ impl RaftStateMachine<Types> for Machine {
             applied: self.applied,
             membership: self.membership.clone(),
             folder: self.folder.clone(),
+            host: Arc::clone(&self.host),
         }
     }
 
@@ -112,7 +116,7 @@ impl RaftStateMachine<Types> for Machine {
     ) -> Result<(), io::Error> {
         let state: State = decode(WHAT, &body)?;
         let snapshot = snapshot_of(&state, meta, body);
-        write(self.folder.clone(), snapshot).await?;
+        write(&*self.host, self.folder.clone(), snapshot).await?;
         self.feed.reset(state.view().clone());
         self.state = state;
         self.applied = meta.last_log_id;
@@ -122,7 +126,7 @@ impl RaftStateMachine<Types> for Machine {
 
     async fn get_current_snapshot(&mut self) -> Result<Option<LibrarySnapshot>, io::Error> {
         let folder = self.folder.clone();
-        let latest = off_the_runtime(move || folder.latest()).await?;
+        let latest = off_the_runtime(&*self.host, move || folder.latest()).await?;
         Ok(latest.map(|Snapshot { header, body }| LibrarySnapshot {
             meta: SnapshotMeta {
                 last_log_id: header.last.map(convert::log_id),
@@ -145,7 +149,8 @@ impl RaftSnapshotBuilder<Types> for SnapshotBuilder {
         let body = encode(WHAT, &self.state)?;
         let meta =
             SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() };
-        write(self.folder.clone(), snapshot_of(&self.state, &meta, body.clone())).await?;
+        let snapshot = snapshot_of(&self.state, &meta, body.clone());
+        write(&*self.host, self.folder.clone(), snapshot).await?;
         Ok(LibrarySnapshot { meta, snapshot: body })
     }
 }
@@ -162,17 +167,6 @@ fn snapshot_of(state: &State, meta: &SnapshotMeta, body: Vec<u8>) -> Snapshot {
     Snapshot { header, body }
 }
 
-async fn write(folder: SnapshotFolder, snapshot: Snapshot) -> io::Result<()> {
-    off_the_runtime(move || folder.write(&snapshot)).await
-}
-
-/// Files are read and written on a thread that may block, so that heartbeats go on.
-async fn off_the_runtime<T>(
-    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
-) -> io::Result<T>
-where
-    T: Send + 'static,
-{
-    let result = tokio::task::spawn_blocking(work).await;
-    Ok(result.map_err(io::Error::other)??)
+async fn write(host: &dyn Host, folder: SnapshotFolder, snapshot: Snapshot) -> io::Result<()> {
+    Ok(off_the_runtime(host, move || folder.write(&snapshot)).await?)
 }

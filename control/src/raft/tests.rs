@@ -25,6 +25,7 @@ use super::network::Network;
 use super::{Entry, LogId, Types, config};
 use crate::command::Command;
 use crate::feed::Feed;
+use crate::host::{Host, ThisMachine};
 use crate::identity::Identity;
 use crate::peers::Peers;
 use crate::store::identity::IdentityFile;
@@ -39,7 +40,8 @@ fn open(folder: &Path) -> (Log, Machine, WriterThread) {
     let stored = store.load().unwrap();
     let (queue, thread) = writer::start(store).unwrap();
     let snapshots = SnapshotFolder::open(folder.join("snapshots")).unwrap();
-    (Log::new(stored, queue), Machine::new(snapshots, Feed::new()), thread)
+    let machine = Machine::new(snapshots, Feed::new(), Arc::new(ThisMachine));
+    (Log::new(stored, queue), machine, thread)
 }
 
 impl StoreBuilder<Types, Log, Machine, TempDir> for Builder {
@@ -131,11 +133,13 @@ async fn a_disk_that_fails_stops_the_node_and_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let (queue, _thread) = writer::start(FullDisk).unwrap();
     let log = Log::new(StoredLog::default(), queue);
-    let machine = Machine::new(SnapshotFolder::open(folder.path().into()).unwrap(), Feed::new());
+    let host: Arc<dyn Host> = Arc::new(ThisMachine);
+    let snapshots = SnapshotFolder::open(folder.path().into()).unwrap();
+    let machine = Machine::new(snapshots, Feed::new(), Arc::clone(&host));
     let config = Arc::new(config::config().unwrap());
     let identity = IdentityFile::new(folder.path());
-    let identity = Identity::open(identity, NodeId(0), BTreeSet::new()).unwrap();
-    let network = Network(Peers::new(identity));
+    let identity = Identity::open(identity, NodeId(0), BTreeSet::new(), Arc::clone(&host)).unwrap();
+    let network = Network(Peers::new(identity, host));
     let raft = Raft::new(0, config, network, log, machine).await.unwrap();
     // Forming the group is the first write; whether it is answered before the node stops does not matter.
     let _answer = raft.initialize(BTreeMap::from([(0, BasicNode::new("http://c:1"))])).await;

@@ -1,7 +1,7 @@
 //! Groups of three nodes, each on a runtime of its own so that it can be killed, behind wires that can be
 //! cut.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +22,7 @@ use tonic::Code;
 
 use super::link::Link;
 use super::{LONG, WAIT_MAX, any_port, once_led, registration, seen};
+use crate::host::ThisMachine;
 use crate::identity::Identity;
 use crate::liveness::Timings;
 use crate::raft::Consensus;
@@ -407,7 +408,7 @@ async fn a_call_from_another_cluster_changes_nothing() {
 
     let folder = tempfile::tempdir().unwrap();
     let file = IdentityFile::new(folder.path());
-    let stranger = Identity::open(file, NodeId(1), std::iter::empty().collect()).unwrap();
+    let stranger = Identity::open(file, NodeId(1), BTreeSet::new(), Arc::new(ThisMachine)).unwrap();
     stranger.cluster_id_or("another").await.unwrap();
     let url = group.links[&2].url.clone();
     let mut stub = pb::raft_client::RaftClient::connect(url).await.unwrap();
