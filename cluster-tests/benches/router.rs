@@ -25,7 +25,7 @@ use phalanx_proto::fault::FaultCode;
 use phalanx_proto::generate::{Delta, Event, FinishReason, Usage};
 use phalanx_proto::id::{ModelName, Revision};
 use phalanx_proto::pb;
-use phalanx_proto::view::{MemberRole, ServedModel};
+use phalanx_proto::view::{Capacity, MemberRole, ServedModel};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -135,6 +135,7 @@ async fn serve_worker(control: &str) -> watch::Sender<Duration> {
             context_tokens_max: 1 << 20,
             kv_tokens_max: 1 << 20,
         }],
+        capacity: Capacity::default(),
     };
     // A control node that has just started does not lead yet.
     let registered = loop {

@@ -1,12 +1,14 @@
 //! What may change in the cluster: the commands that go through the log, and the limits a command must
 //! keep to before it is proposed. Pure.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
+use phalanx_proto::api_key;
 use phalanx_proto::change::{Change, Registration};
 use phalanx_proto::fault::Fault;
-use phalanx_proto::id::{Lineage, ModelName, Revision};
-use phalanx_proto::view::{Alias, AliasTarget, Model};
+use phalanx_proto::id::{KeyId, Lineage, ModelName, Revision, TenantName};
+use phalanx_proto::view::{Alias, AliasTarget, ApiKey, GroupRank, Model, Scope, ServedModel};
 use serde::{Deserialize, Serialize};
 
 /// The longest name, revision, zone, instance or client id, in bytes. Digests take 64 to 71.
@@ -20,6 +22,21 @@ pub const MEMBER_MODELS_MAX: usize = 64;
 
 /// The most targets of one alias. A rollout needs 2, a comparison a few more.
 pub const ALIAS_TARGETS_MAX: usize = 16;
+
+/// The most ranks of one group: the devices of eight machines of eight.
+pub const GROUP_RANKS_MAX: usize = 64;
+
+/// The most replicas of one deployment.
+pub const REPLICAS_MAX: usize = 1024;
+
+/// The most scopes of one key: every route, and a few models by name.
+pub const KEY_SCOPES_MAX: usize = 16;
+
+/// The most secrets of one key: the one in use, and the one before it while a rotation overlaps.
+pub const KEY_SECRETS_MAX: usize = 2;
+
+/// The longest value of a setting, in bytes. What is larger belongs into a file.
+pub const SETTING_BYTES_MAX: usize = 4096;
 
 /// One entry of the log, as far as the cluster's state is concerned.
 ///
@@ -81,27 +98,50 @@ fn validate_registration(registration: &Registration) -> Result<(), Fault> {
     check_length("address", &registration.address, ADDRESS_BYTES_MAX)?;
     check_present("address", &registration.address)?;
     check_length("zone", &registration.zone, TEXT_BYTES_MAX)?;
-    check_count("models", registration.models.len(), MEMBER_MODELS_MAX)?;
-    for (at, model) in registration.models.iter().enumerate() {
-        check_name("models.name", &model.name)?;
-        check_revision("models.revision", &model.revision)?;
-        if registration.models[..at].iter().any(|earlier| earlier.name == model.name) {
-            return Err(Fault::invalid("models", format!("model {} is listed twice", model.name)));
-        }
-    }
-    Ok(())
+    check_served(&registration.models)
 }
 
 fn validate_change(change: &Change) -> Result<(), Fault> {
     match change {
-        Change::Fence { .. } | Change::Drain { .. } | Change::Deregister { .. } => Ok(()),
+        Change::Fence { .. }
+        | Change::Drain { .. }
+        | Change::Deregister { .. }
+        | Change::PublishRendezvous { .. }
+        | Change::RankReady { .. }
+        | Change::BreakGroup(_)
+        | Change::RemoveGroup(_) => Ok(()),
+        Change::Serve { models, .. } => check_served(models),
         Change::PutModel(Model { name, revision })
         | Change::RemoveModel(Model { name, revision }) => {
             check_name("model.name", name)?;
             check_revision("model.revision", revision)
         }
         Change::SetAlias(alias) => validate_alias(alias),
-        Change::RemoveAlias(name) => check_name("name", name),
+        Change::RollbackAlias(name)
+        | Change::RemoveAlias(name)
+        | Change::RemoveDeployment(name) => check_name("name", name),
+        Change::SetDeployment { name, revision, replicas, tp } => {
+            check_name("deployment.name", name)?;
+            check_revision("deployment.revision", revision)?;
+            check_range("deployment.replicas", *replicas, 0, REPLICAS_MAX)?;
+            check_range("deployment.tp", *tp, 1, GROUP_RANKS_MAX)
+        }
+        Change::FormGroup { deployment, revision, ranks, group: _ } => {
+            check_name("deployment", deployment)?;
+            check_revision("revision", revision)?;
+            validate_ranks(ranks)
+        }
+        Change::PutTenant(tenant) => check_tenant("tenant.name", &tenant.name),
+        Change::RemoveTenant(name) => check_tenant("name", name),
+        Change::PutKey(key) => validate_key(key),
+        Change::RotateKey { id, .. } | Change::RevokeKey(id) | Change::RemoveKey(id) => {
+            check_key_id(id)
+        }
+        Change::PutSetting { key, value } => {
+            check_text("setting.key", key)?;
+            check_length("setting.value", value, SETTING_BYTES_MAX)
+        }
+        Change::RemoveSetting(key) => check_text("key", key),
     }
 }
 
@@ -122,7 +162,69 @@ fn validate_alias(alias: &Alias) -> Result<(), Fault> {
         let message = format!("weights of alias {} sum to 0, must be above 0", alias.name);
         return Err(Fault::invalid("alias.targets.weight", message));
     }
+    validate_shadow(alias)
+}
+
+/// A shadow is there to be compared with the targets, so it is none of them.
+fn validate_shadow(alias: &Alias) -> Result<(), Fault> {
+    let Some(shadow) = &alias.shadow else { return Ok(()) };
+    let is_shadow = |target: &&AliasTarget| {
+        target.model == shadow.model && target.revision == shadow.revision && target.weight > 0
+    };
+    if alias.targets.iter().any(|target| is_shadow(&target)) {
+        let message =
+            format!("shadow {} of alias {} is one of its targets", shadow.model, alias.name);
+        return Err(Fault::invalid("alias.shadow", message));
+    }
     Ok(())
+}
+
+fn validate_ranks(ranks: &[GroupRank]) -> Result<(), Fault> {
+    check_range("ranks", ranks.len(), 1, GROUP_RANKS_MAX)?;
+    let mut devices = BTreeSet::new();
+    for GroupRank { member_id, device, .. } in ranks {
+        if !devices.insert((member_id, device)) {
+            let message = format!("device {device} of member {member_id} is listed twice");
+            return Err(Fault::invalid("ranks", message));
+        }
+    }
+    Ok(())
+}
+
+fn validate_key(key: &ApiKey) -> Result<(), Fault> {
+    check_key_id(&key.id)?;
+    check_tenant("key.tenant", &key.tenant)?;
+    check_count("key.scopes", key.scopes.len(), KEY_SCOPES_MAX)?;
+    for scope in &key.scopes {
+        if let Scope::Inference(glob) = scope {
+            check_text("key.scopes", glob)?;
+        }
+    }
+    check_range("key.secrets", key.secrets.len(), 1, KEY_SECRETS_MAX)
+}
+
+fn check_served(models: &[ServedModel]) -> Result<(), Fault> {
+    check_count("models", models.len(), MEMBER_MODELS_MAX)?;
+    for (at, model) in models.iter().enumerate() {
+        check_name("models.name", &model.name)?;
+        check_revision("models.revision", &model.revision)?;
+        if models[..at].iter().any(|earlier| earlier.name == model.name) {
+            return Err(Fault::invalid("models", format!("model {} is listed twice", model.name)));
+        }
+    }
+    Ok(())
+}
+
+fn check_key_id(id: &KeyId) -> Result<(), Fault> {
+    if api_key::is_id(id) {
+        return Ok(());
+    }
+    let message = format!("key id {id:?} does not have {} letters and digits", api_key::ID_CHARS);
+    Err(Fault::invalid("key.id", message))
+}
+
+fn check_tenant(field: &str, name: &TenantName) -> Result<(), Fault> {
+    check_text(field, name.as_str())
 }
 
 fn check_name(field: &str, name: &ModelName) -> Result<(), Fault> {
@@ -153,6 +255,17 @@ fn check_length(field: &str, text: &str, bytes_max: usize) -> Result<(), Fault> 
     Ok(())
 }
 
+fn check_range<N>(field: &str, number: N, min: usize, max: usize) -> Result<(), Fault>
+where
+    N: TryInto<usize> + Copy + fmt::Display,
+{
+    if !number.try_into().is_ok_and(|number| (min..=max).contains(&number)) {
+        let message = format!("{field} is {number}, it must be {min} to {max}");
+        return Err(Fault::invalid(field, message));
+    }
+    Ok(())
+}
+
 fn check_count(field: &str, count: usize, count_max: usize) -> Result<(), Fault> {
     if count > count_max {
         let message = format!("{field} has {count} entries, at most {count_max} are allowed");
@@ -162,100 +275,4 @@ fn check_count(field: &str, count: usize, count_max: usize) -> Result<(), Fault>
 }
 
 #[cfg(test)]
-mod tests {
-    use phalanx_proto::view::{MemberRole, ServedModel};
-
-    use super::*;
-
-    fn served(name: &str) -> ServedModel {
-        ServedModel {
-            name: name.into(),
-            revision: "r".into(),
-            context_tokens_max: 1,
-            kv_tokens_max: 1,
-        }
-    }
-
-    fn registration() -> Registration {
-        Registration {
-            instance: "i".to_owned(),
-            role: MemberRole::Worker,
-            address: "http://w:1".to_owned(),
-            zone: String::new(),
-            models: vec![served("m")],
-        }
-    }
-
-    fn alias(weights: &[u32]) -> Alias {
-        let target = |&weight| AliasTarget { model: "m".into(), revision: None, weight };
-        Alias { name: "a".into(), targets: weights.iter().map(target).collect(), shadow: None }
-    }
-
-    #[track_caller]
-    fn check(command: &Command, expected: Option<(&str, &str)>) {
-        let refusal = validate(command).err();
-        let found = refusal
-            .as_ref()
-            .map(|fault| (fault.param.as_deref().unwrap_or_default(), fault.message.as_str()));
-        assert_eq!(found, expected);
-    }
-
-    #[track_caller]
-    fn check_register(alter: impl FnOnce(&mut Registration), expected: Option<(&str, &str)>) {
-        let mut registration = registration();
-        alter(&mut registration);
-        check(&Command::Register(registration), expected);
-    }
-
-    #[track_caller]
-    fn check_change(change: Change, expected: Option<(&str, &str)>) {
-        check(&Command::Submit { client: "c".to_owned(), sequence: 1, change }, expected);
-    }
-
-    #[test]
-    fn a_registration_keeps_to_its_limits() {
-        check_register(|_registration| {}, None);
-        check_register(|r| r.instance.clear(), Some(("instance", "instance is empty")));
-        check_register(|r| r.address.clear(), Some(("address", "address is empty")));
-        check_register(|r| r.address = "a".repeat(512), None);
-        check_register(
-            |r| r.address = "a".repeat(513),
-            Some(("address", "address has 513 bytes, at most 512 are allowed")),
-        );
-        check_register(
-            |r| r.zone = "z".repeat(257),
-            Some(("zone", "zone has 257 bytes, at most 256 are allowed")),
-        );
-        check_register(
-            |r| r.models = (0..65).map(|at| served(&at.to_string())).collect(),
-            Some(("models", "models has 65 entries, at most 64 are allowed")),
-        );
-        check_register(
-            |r| r.models = vec![served("m"), served("m")],
-            Some(("models", "model m is listed twice")),
-        );
-        check_register(
-            |r| r.models = vec![served("")],
-            Some(("models.name", "models.name is empty")),
-        );
-    }
-
-    #[test]
-    fn an_alias_has_targets_and_weight() {
-        check_change(Change::SetAlias(alias(&[95, 5])), None);
-        check_change(Change::SetAlias(alias(&[u32::MAX, u32::MAX])), None);
-        check_change(
-            Change::SetAlias(alias(&[])),
-            Some(("alias.targets", "alias a has 0 targets, at least 1 is needed")),
-        );
-        check_change(
-            Change::SetAlias(alias(&[0, 0])),
-            Some(("alias.targets.weight", "weights of alias a sum to 0, must be above 0")),
-        );
-        check_change(
-            Change::SetAlias(alias(&[1; 17])),
-            Some(("alias.targets", "alias.targets has 17 entries, at most 16 are allowed")),
-        );
-        check_change(Change::RemoveAlias("".into()), Some(("name", "name is empty")));
-    }
-}
+mod tests;

@@ -1,28 +1,39 @@
 //! The state of the cluster, and the only thing that changes it: [`State::apply`].
 //!
 //! Pure and deterministic: no clock, no randomness, no hash order, no floats. Every replica that applies
-//! the same log holds the same state, byte for byte. The limits below are part of the state machine:
+//! the same log holds the same state, byte for byte. The limits here and below are part of the state machine:
 //! nodes that disagree on one would drift apart, so changing one takes a new schema version.
+//!
+//! ```text
+//! Command ──► members, names, groups, access: (view, change) ──► operations, or a refusal ──► run
+//!        └──► clients: was it answered before?
+//! ```
+//!
+//! A change is decided on the view alone and is either all of its operations or none.
+
+mod access;
+mod clients;
+mod groups;
+mod hash;
+mod members;
+mod names;
+mod reply;
 
 use std::collections::BTreeMap;
 
 use phalanx_proto::change::{Change, Registration};
-use phalanx_proto::fault::{Fault, FaultCode};
-use phalanx_proto::id::{Epoch, Lineage, MemberId, ModelName, ViewIndex};
-use phalanx_proto::view::{Alias, ClusterView, Member, MemberRole, MemberState, Model, ViewOp};
+use phalanx_proto::id::{Epoch, Lineage, MemberId, ViewIndex};
+use phalanx_proto::view::{ClusterView, Deployment, Member, ViewOp};
 use serde::{Deserialize, Serialize};
 
+use self::clients::Clients;
+pub use self::hash::{HASH_SCHEMA, StateHash};
+pub use self::reply::{Refusal, Reply};
 use crate::command::Command;
 
-/// The most members: ten times the largest cluster the design is measured at, and a view of some 5 MB.
-const MEMBERS_MAX: usize = 10_000;
-
-/// The most models, and the most aliases: what a registry of public names holds, with room to spare.
+/// The most models, the most aliases and the most deployments: what a registry of public names holds, with
+/// room to spare.
 const NAMES_MAX: usize = 4096;
-
-/// How many clients' last answers are kept, by log order. A client that was silent while this many others
-/// wrote is not one that still repeats a request.
-const CLIENTS_MAX: usize = 1024;
 
 /// All that the log has built. Its serde form is the body of a snapshot.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,15 +45,7 @@ pub struct State {
     /// The process start that each member's registration came from.
     instances: BTreeMap<MemberId, String>,
     /// The last answer given to each client.
-    clients: BTreeMap<String, Answer>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Answer {
-    sequence: u64,
-    reply: Reply,
-    /// When the client was last heard, in log order.
-    heard: ViewIndex,
+    clients: Clients,
 }
 
 /// What applying one command did.
@@ -52,100 +55,6 @@ pub struct Outcome {
     pub reply: Reply,
     /// For the watchers; empty when the view stayed as it was.
     pub ops: Vec<ViewOp>,
-}
-
-/// The answer to a command.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Reply {
-    /// Done, at this index.
-    Applied {
-        /// The log index.
-        index: ViewIndex,
-    },
-    /// The process is a member.
-    Registered {
-        /// As whom.
-        member_id: MemberId,
-        /// Its fencing token.
-        epoch: Epoch,
-    },
-    /// Not done; nothing changed.
-    Refused(Refusal),
-}
-
-/// Why a command was not applied.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-#[serde(rename_all = "snake_case")]
-pub enum Refusal {
-    /// The command names a registration that was replaced.
-    #[error("member {member_id} is registered at epoch {current}, not at {epoch}")]
-    StaleEpoch {
-        /// Who.
-        member_id: MemberId,
-        /// The epoch named.
-        epoch: Epoch,
-        /// The epoch that holds.
-        current: Epoch,
-    },
-    /// The command names a member that left, was fenced, or never was.
-    #[error("member {member_id} is not registered")]
-    NotRegistered {
-        /// Who.
-        member_id: MemberId,
-    },
-    /// There is no such model.
-    #[error("model {name} is not known at the revision given")]
-    UnknownModel {
-        /// Which.
-        name: ModelName,
-    },
-    /// The model is in use.
-    #[error("model {name} is served by member {member_id}, so it cannot be removed")]
-    ModelServed {
-        /// Which.
-        name: ModelName,
-        /// By whom.
-        member_id: MemberId,
-    },
-    /// There is no such alias.
-    #[error("alias {name} is not known")]
-    UnknownAlias {
-        /// Which.
-        name: ModelName,
-    },
-    /// A bound of the state is reached.
-    #[error("the cluster holds {count_max} {what}, the most it can")]
-    Full {
-        /// Of what.
-        what: String,
-        /// The bound.
-        count_max: u64,
-    },
-    /// The client already sent a later command.
-    #[error("command {sequence} of client {client} was superseded by {last}")]
-    Superseded {
-        /// Who.
-        client: String,
-        /// The command refused.
-        sequence: u64,
-        /// The client's latest.
-        last: u64,
-    },
-}
-
-impl From<Refusal> for Fault {
-    fn from(refusal: Refusal) -> Self {
-        let code = match &refusal {
-            Refusal::StaleEpoch { .. } | Refusal::NotRegistered { .. } => FaultCode::StaleEpoch,
-            Refusal::UnknownModel { .. } => FaultCode::ModelNotFound,
-            Refusal::Full { .. } => FaultCode::Overloaded,
-            Refusal::ModelServed { .. }
-            | Refusal::UnknownAlias { .. }
-            | Refusal::Superseded { .. } => FaultCode::InvalidRequest,
-        };
-        Self::new(code, refusal.to_string())
-    }
 }
 
 type Ops = Result<Vec<ViewOp>, Refusal>;
@@ -177,7 +86,12 @@ impl State {
             }
             Command::Register(registration) => self.register(index, registration),
             Command::Submit { client, sequence, change } => {
-                self.submit(index, client, *sequence, change)
+                if let Some(reply) = self.clients.answer(index, client, *sequence) {
+                    return Outcome { reply, ops: Vec::new() };
+                }
+                let outcome = self.change(index, change);
+                self.clients.remember(index, client, *sequence, outcome.reply.clone());
+                outcome
             }
             Command::Internal(change) => self.change(index, change),
         }
@@ -197,87 +111,22 @@ impl State {
         }
     }
 
-    fn submit(
-        &mut self,
-        index: ViewIndex,
-        client: &str,
-        sequence: u64,
-        change: &Change,
-    ) -> Outcome {
-        let last = self.clients.get_mut(client);
-        if let Some(answer) = last.filter(|answer| answer.sequence >= sequence) {
-            answer.heard = index;
-            let reply = if answer.sequence == sequence {
-                answer.reply.clone()
-            } else {
-                let (client, last) = (client.to_owned(), answer.sequence);
-                Reply::Refused(Refusal::Superseded { client, sequence, last })
-            };
+    fn register(&mut self, index: ViewIndex, registration: &Registration) -> Outcome {
+        let known = self.member_of_instance(registration);
+        if let Some(Member { id, epoch, .. }) =
+            known.filter(|known| members::is_same(known, registration))
+        {
+            let reply = Reply::Registered { member_id: *id, epoch: *epoch };
             return Outcome { reply, ops: Vec::new() };
         }
-        let outcome = self.change(index, change);
-        let answer = Answer { sequence, reply: outcome.reply.clone(), heard: index };
-        self.clients.insert(client.to_owned(), answer);
-        self.forget_clients();
+        let member_id = known.map_or(MemberId(index.0), |known| known.id);
+        let epoch = Epoch(index.0);
+        let ops = members::register(&self.view, member_id, epoch, registration);
+        let outcome = self.run(ops, Reply::Registered { member_id, epoch });
+        if matches!(outcome.reply, Reply::Registered { .. }) {
+            self.instances.insert(member_id, registration.instance.clone());
+        }
         outcome
-    }
-
-    fn forget_clients(&mut self) {
-        while self.clients.len() > CLIENTS_MAX {
-            let oldest = self.clients.iter().min_by_key(|(_client, answer)| answer.heard);
-            let Some(oldest) = oldest.map(|(client, _answer)| client.clone()) else { return };
-            self.clients.remove(&oldest);
-        }
-    }
-
-    fn register(&mut self, index: ViewIndex, registration: &Registration) -> Outcome {
-        let known = self.member_of_instance(registration).map(|member| (member.id, member.epoch));
-        if let Some((member_id, epoch)) = known
-            && self.view.members.get(&member_id).is_some_and(|member| is_same(member, registration))
-        {
-            return Outcome { reply: Reply::Registered { member_id, epoch }, ops: Vec::new() };
-        }
-        let (member_id, epoch) =
-            (known.map_or(MemberId(index.0), |(member_id, _epoch)| member_id), Epoch(index.0));
-        let ops = match self.registration_ops(member_id, epoch, registration) {
-            Ok(ops) => ops,
-            Err(refusal) => return Outcome { reply: Reply::Refused(refusal), ops: Vec::new() },
-        };
-        self.run(&ops);
-        self.instances.insert(member_id, registration.instance.clone());
-        Outcome { reply: Reply::Registered { member_id, epoch }, ops }
-    }
-
-    /// Fences whoever held the address (two processes cannot listen on one), then puts the member and
-    /// what it serves.
-    fn registration_ops(&self, id: MemberId, epoch: Epoch, registration: &Registration) -> Ops {
-        let role = registration.role;
-        let members = self.view.members.values();
-        let mut ops: Vec<ViewOp> = members
-            .filter(|other| other.id != id && holds(other, role, &registration.address))
-            .map(|other| ViewOp::RemoveMember(other.id))
-            .collect();
-        let added = usize::from(!self.view.members.contains_key(&id));
-        check_room("members", self.view.members.len() - ops.len(), added, MEMBERS_MAX)?;
-
-        let served = registration.models.iter();
-        let unknown: Vec<Model> = served
-            .map(|served| Model { name: served.name.clone(), revision: served.revision.clone() })
-            .filter(|model| !self.view.models.contains(model))
-            .collect();
-        check_room("models", self.view.models.len(), unknown.len(), NAMES_MAX)?;
-
-        ops.push(ViewOp::PutMember(Member {
-            id,
-            role,
-            address: registration.address.clone(),
-            zone: registration.zone.clone(),
-            epoch,
-            state: MemberState::Ready,
-            models: registration.models.clone(),
-        }));
-        ops.extend(unknown.into_iter().map(ViewOp::PutModel));
-        Ok(ops)
     }
 
     fn member_of_instance(&self, registration: &Registration) -> Option<&Member> {
@@ -289,103 +138,68 @@ impl State {
     }
 
     fn change(&mut self, index: ViewIndex, change: &Change) -> Outcome {
-        match self.change_ops(change) {
-            Ok(ops) => {
-                self.run(&ops);
-                Outcome { reply: Reply::Applied { index }, ops }
-            }
-            Err(refusal) => Outcome { reply: Reply::Refused(refusal), ops: Vec::new() },
-        }
-    }
-
-    fn change_ops(&self, change: &Change) -> Ops {
-        match change {
-            Change::Fence { member_id, epoch } | Change::Deregister { member_id, epoch } => {
-                let member = self.current_member(*member_id, *epoch)?;
-                Ok(vec![ViewOp::RemoveMember(member.id)])
-            }
-            Change::Drain { member_id, epoch } => {
-                let member = self.current_member(*member_id, *epoch)?;
-                Ok(match member.state {
-                    MemberState::Draining => Vec::new(),
-                    MemberState::Ready => {
-                        let state = MemberState::Draining;
-                        vec![ViewOp::PutMember(Member { state, ..member.clone() })]
-                    }
-                })
-            }
-            Change::PutModel(model) => self.put_model_ops(model),
-            Change::RemoveModel(model) => self.remove_model_ops(model),
-            Change::SetAlias(alias) => self.set_alias_ops(alias),
-            Change::RemoveAlias(name) => {
-                if !self.view.aliases.contains_key(name) {
-                    return Err(Refusal::UnknownAlias { name: name.clone() });
-                }
-                Ok(vec![ViewOp::RemoveAlias(name.clone())])
-            }
-        }
-    }
-
-    fn put_model_ops(&self, model: &Model) -> Ops {
-        if self.view.models.contains(model) {
-            return Ok(Vec::new());
-        }
-        check_room("models", self.view.models.len(), 1, NAMES_MAX)?;
-        Ok(vec![ViewOp::PutModel(model.clone())])
-    }
-
-    fn remove_model_ops(&self, model: &Model) -> Ops {
-        let name = &model.name;
-        if !self.view.models.contains(model) {
-            return Err(Refusal::UnknownModel { name: name.clone() });
-        }
-        let serves = |member: &&Member| {
-            member.models.iter().any(|m| m.name == *name && m.revision == model.revision)
-        };
-        if let Some(member) = self.view.members.values().find(serves) {
-            return Err(Refusal::ModelServed { name: name.clone(), member_id: member.id });
-        }
-        Ok(vec![ViewOp::RemoveModel(model.clone())])
-    }
-
-    fn set_alias_ops(&self, alias: &Alias) -> Ops {
-        let known = self.view.aliases.get(&alias.name);
-        if known == Some(alias) {
-            return Ok(Vec::new());
-        }
-        let added = usize::from(known.is_none());
-        check_room("aliases", self.view.aliases.len(), added, NAMES_MAX)?;
-        Ok(vec![ViewOp::PutAlias(alias.clone())])
-    }
-
-    fn current_member(&self, member_id: MemberId, epoch: Epoch) -> Result<&Member, Refusal> {
-        let member = self.view.members.get(&member_id);
-        let member = member.ok_or(Refusal::NotRegistered { member_id })?;
-        if member.epoch != epoch {
-            return Err(Refusal::StaleEpoch { member_id, epoch, current: member.epoch });
-        }
-        Ok(member)
+        let ops = change_ops(&self.view, index, change);
+        self.run(ops, Reply::Applied { index })
     }
 
     /// The one place that moves the view, so that watchers who fold the same operations agree with it.
-    fn run(&mut self, ops: &[ViewOp]) {
-        for op in ops {
+    fn run(&mut self, ops: Ops, reply: Reply) -> Outcome {
+        let ops = match ops {
+            Ok(ops) => ops,
+            Err(refusal) => return Outcome { reply: Reply::Refused(refusal), ops: Vec::new() },
+        };
+        for op in &ops {
             if let ViewOp::RemoveMember(id) = op {
                 self.instances.remove(id);
             }
             self.view.apply_op(op.clone());
         }
+        Outcome { reply, ops }
     }
 }
 
-fn is_same(member: &Member, registration: &Registration) -> bool {
-    member.address == registration.address
-        && member.zone == registration.zone
-        && member.models == registration.models
-}
-
-fn holds(member: &Member, role: MemberRole, address: &str) -> bool {
-    member.role == role && member.address == address
+fn change_ops(view: &ClusterView, index: ViewIndex, change: &Change) -> Ops {
+    match change {
+        Change::Fence { member_id, epoch } | Change::Deregister { member_id, epoch } => {
+            members::remove(view, *member_id, *epoch)
+        }
+        Change::Drain { member_id, epoch } => members::drain(view, *member_id, *epoch),
+        Change::Serve { member_id, epoch, models } => {
+            members::serve(view, *member_id, *epoch, models)
+        }
+        Change::PutModel(model) => names::put_model(view, model),
+        Change::RemoveModel(model) => names::remove_model(view, model),
+        Change::SetAlias(alias) => names::set_alias(view, alias),
+        Change::RollbackAlias(name) => names::rollback_alias(view, name),
+        Change::RemoveAlias(name) => names::remove_alias(view, name),
+        Change::SetDeployment { name, revision, replicas, tp } => {
+            let (name, revision) = (name.clone(), revision.clone());
+            let deployment =
+                Deployment { name, revision, replicas: *replicas, tp: *tp, version: index };
+            groups::set_deployment(view, deployment)
+        }
+        Change::RemoveDeployment(name) => groups::remove_deployment(view, name),
+        Change::FormGroup { group, deployment, revision, ranks } => {
+            let plan = groups::Plan { group: *group, deployment, revision, ranks };
+            groups::form(view, index, &plan)
+        }
+        Change::PublishRendezvous { group, rendezvous } => {
+            groups::publish(view, *group, rendezvous)
+        }
+        Change::RankReady { group, rank } => groups::rank_ready(view, *group, *rank),
+        Change::BreakGroup(group) => groups::break_group(view, *group),
+        Change::RemoveGroup(group) => groups::remove(view, *group),
+        Change::PutTenant(tenant) => access::put_tenant(view, tenant),
+        Change::RemoveTenant(name) => access::remove_tenant(view, name),
+        Change::PutKey(key) => access::put_key(view, key),
+        Change::RotateKey { id, secret, old_expires_ms } => {
+            access::rotate_key(view, id, secret, *old_expires_ms)
+        }
+        Change::RevokeKey(id) => access::revoke_key(view, id),
+        Change::RemoveKey(id) => access::remove_key(view, id),
+        Change::PutSetting { key, value } => access::put_setting(view, index, key, value),
+        Change::RemoveSetting(key) => access::remove_setting(view, key),
+    }
 }
 
 fn check_room(what: &str, held: usize, added: usize, count_max: usize) -> Result<(), Refusal> {

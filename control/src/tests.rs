@@ -16,7 +16,7 @@ use phalanx_proto::change::{Change, GroupChange, Registration, WatchEvent};
 use phalanx_proto::fault::{Fault, FaultCode};
 use phalanx_proto::id::{Epoch, Lineage, MemberId, NodeId, ViewIndex};
 use phalanx_proto::view::{
-    Alias, AliasTarget, ClusterView, MemberRole, MemberState, Model, ServedModel,
+    Alias, AliasTarget, Capacity, ClusterView, MemberRole, MemberState, Model, ServedModel,
 };
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -90,6 +90,7 @@ fn registration(instance: &str) -> Registration {
             context_tokens_max: 2048,
             kv_tokens_max: 4096,
         }],
+        capacity: Capacity::default(),
     }
 }
 
@@ -188,6 +189,7 @@ async fn a_restarted_node_keeps_its_members_and_never_shows_watchers_the_past() 
         name: "a".into(),
         targets: vec![AliasTarget { model: "m".into(), revision: None, weight: 1 }],
         shadow: None,
+        previous: None,
     };
     client.submit("test", 1, Change::SetAlias(alias)).await.unwrap();
     let after = seen(&mut view, |view| !view.aliases.is_empty()).await;

@@ -62,8 +62,13 @@ number_id! {
     MemberId
 }
 number_id! {
-    /// The fencing token of one registration: the log index that made it. Strictly increasing.
+    /// The fencing token of one registration, or of one forming of a group: the log index that made it.
+    /// Strictly increasing.
     Epoch
+}
+number_id! {
+    /// A group of members that serve one model together: the log index that formed it first. Never reused.
+    GroupId
 }
 number_id! {
     /// A position in the control plane's log, as far as a [`crate::view::ClusterView`] is concerned.
@@ -84,4 +89,12 @@ text_id! {
 text_id! {
     /// The digest of a served model folder.
     Revision
+}
+text_id! {
+    /// Who pays for requests.
+    TenantName
+}
+text_id! {
+    /// The public part of an API key.
+    KeyId
 }

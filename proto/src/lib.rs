@@ -6,9 +6,11 @@
 //! ```
 //!
 //! Reading order: [`id`], [`fault`], [`generate`] (router to worker), [`view`] (control to everyone),
-//! [`change`] (everyone to control), [`wire`]. Deliberately absent: any clock, channel, socket or configuration.
+//! [`change`] (everyone to control), [`api_key`] (what clients are known by), [`wire`]. Deliberately absent: any clock, channel, socket or configuration.
 #![forbid(unsafe_code)]
 
+pub mod api_key;
+mod base64_text;
 pub mod change;
 pub mod fault;
 pub mod generate;

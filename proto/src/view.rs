@@ -1,95 +1,27 @@
 //! The cluster as the data plane sees it: a snapshot moved forward by deltas, never backward.
 //!
-//! The control plane's state machine produces [`ViewOp`]s; routers fold them into a [`ClusterView`].
+//! The control plane's state machine produces [`ViewOp`]s; routers fold them into a [`ClusterView`]. Fields are
+//! added with a default, so that views saved by earlier builds can be read.
 
-use std::collections::BTreeMap;
+mod access;
+mod member;
+mod naming;
+mod placement;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{Epoch, Lineage, MemberId, ModelName, Revision, ViewIndex};
-
-/// What kind of process a member is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum MemberRole {
-    /// Serves models.
-    Worker,
-    /// Serves clients.
-    Router,
-}
-
-/// Whether a member takes new work. A fenced member is removed from the view.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum MemberState {
-    /// Takes work.
-    Ready,
-    /// Finishes what it has.
-    Draining,
-}
-
-/// One model a worker serves.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ServedModel {
-    /// Public name.
-    pub name: ModelName,
-    /// Digest of the folder.
-    pub revision: Revision,
-    /// Longest prompt and output together, in tokens.
-    pub context_tokens_max: u32,
-    /// KV capacity, in tokens.
-    pub kv_tokens_max: u64,
-}
-
-/// A registered process.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Member {
-    /// Who.
-    pub id: MemberId,
-    /// What.
-    pub role: MemberRole,
-    /// URL that peers dial.
-    pub address: String,
-    /// Failure domain, free text.
-    pub zone: String,
-    /// Fencing token, carried on every call to it.
-    pub epoch: Epoch,
-    /// Whether it takes new work.
-    pub state: MemberState,
-    /// What it serves; empty for routers.
-    pub models: Vec<ServedModel>,
-}
-
-/// A model the cluster knows of, whether or not a worker serves it now.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Model {
-    /// Public name.
-    pub name: ModelName,
-    /// Digest.
-    pub revision: Revision,
-}
-
-/// Where part of an alias' traffic goes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AliasTarget {
-    /// The model.
-    pub model: ModelName,
-    /// A fixed revision, or any.
-    pub revision: Option<Revision>,
-    /// Share of traffic, relative to the other targets.
-    pub weight: u32,
-}
-
-/// A public name that stands for models.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Alias {
-    /// The public name.
-    pub name: ModelName,
-    /// Never empty; weights sum above 0.
-    pub targets: Vec<AliasTarget>,
-    /// Gets a copy of the traffic; its answers are thrown away.
-    pub shadow: Option<AliasTarget>,
-}
+pub use self::access::{
+    ApiKey, CachePolicy, KeyLimits, KeySecret, Scope, Setting, Tenant, TenantLimits,
+    UnknownScopeError,
+};
+pub use self::member::{Capacity, Member, MemberRole, MemberState, ServedModel};
+pub use self::naming::{Alias, AliasTarget, Model};
+pub use self::placement::{
+    Deployment, Group, GroupRank, GroupRef, GroupState, Rendezvous, RendezvousSizeError,
+};
+use crate::id::{GroupId, KeyId, Lineage, MemberId, ModelName, TenantName, ViewIndex};
 
 /// One change of the view.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,6 +33,16 @@ pub enum ViewOp {
     RemoveModel(Model),
     PutAlias(Alias),
     RemoveAlias(ModelName),
+    PutDeployment(Deployment),
+    RemoveDeployment(ModelName),
+    PutGroup(Group),
+    RemoveGroup(GroupId),
+    PutTenant(Tenant),
+    RemoveTenant(TenantName),
+    PutKey(ApiKey),
+    RemoveKey(KeyId),
+    PutSetting(Setting),
+    RemoveSetting(String),
 }
 
 /// All changes made at one log index.
@@ -122,9 +64,24 @@ pub struct ClusterView {
     /// Registered processes.
     pub members: BTreeMap<MemberId, Member>,
     /// Known models.
-    pub models: std::collections::BTreeSet<Model>,
+    pub models: BTreeSet<Model>,
     /// Aliases by name.
     pub aliases: BTreeMap<ModelName, Alias>,
+    /// What operators want served, by model.
+    #[serde(default)]
+    pub deployments: BTreeMap<ModelName, Deployment>,
+    /// Members that serve a model together.
+    #[serde(default)]
+    pub groups: BTreeMap<GroupId, Group>,
+    /// Who pays for requests, by name.
+    #[serde(default)]
+    pub tenants: BTreeMap<TenantName, Tenant>,
+    /// What clients identify themselves by; no secrets, only what they are verified with.
+    #[serde(default)]
+    pub keys: BTreeMap<KeyId, ApiKey>,
+    /// Settings of the whole cluster, by key.
+    #[serde(default)]
+    pub settings: BTreeMap<String, Setting>,
 }
 
 /// A delta or snapshot that would take the view back in time.
@@ -156,24 +113,24 @@ impl ClusterView {
     /// Applies one change without moving the index: for the state machine that owns the history.
     pub fn apply_op(&mut self, op: ViewOp) {
         match op {
-            ViewOp::PutMember(member) => {
-                self.members.insert(member.id, member);
+            ViewOp::PutMember(member) => drop(self.members.insert(member.id, member)),
+            ViewOp::RemoveMember(id) => drop(self.members.remove(&id)),
+            ViewOp::PutModel(model) => _ = self.models.insert(model),
+            ViewOp::RemoveModel(model) => _ = self.models.remove(&model),
+            ViewOp::PutAlias(alias) => drop(self.aliases.insert(alias.name.clone(), alias)),
+            ViewOp::RemoveAlias(name) => drop(self.aliases.remove(&name)),
+            ViewOp::PutDeployment(deployment) => {
+                drop(self.deployments.insert(deployment.name.clone(), deployment));
             }
-            ViewOp::RemoveMember(id) => {
-                self.members.remove(&id);
-            }
-            ViewOp::PutModel(model) => {
-                self.models.insert(model);
-            }
-            ViewOp::RemoveModel(model) => {
-                self.models.remove(&model);
-            }
-            ViewOp::PutAlias(alias) => {
-                self.aliases.insert(alias.name.clone(), alias);
-            }
-            ViewOp::RemoveAlias(name) => {
-                self.aliases.remove(&name);
-            }
+            ViewOp::RemoveDeployment(name) => drop(self.deployments.remove(&name)),
+            ViewOp::PutGroup(group) => drop(self.groups.insert(group.id, group)),
+            ViewOp::RemoveGroup(id) => drop(self.groups.remove(&id)),
+            ViewOp::PutTenant(tenant) => drop(self.tenants.insert(tenant.name.clone(), tenant)),
+            ViewOp::RemoveTenant(name) => drop(self.tenants.remove(&name)),
+            ViewOp::PutKey(key) => drop(self.keys.insert(key.id.clone(), key)),
+            ViewOp::RemoveKey(id) => drop(self.keys.remove(&id)),
+            ViewOp::PutSetting(setting) => drop(self.settings.insert(setting.key.clone(), setting)),
+            ViewOp::RemoveSetting(key) => drop(self.settings.remove(&key)),
         }
     }
 

@@ -3,9 +3,14 @@
 //! Parsing never trusts the peer: a missing field, an unknown enum value or a number out of range is a
 //! [`WireError`] that names the field.
 
+mod access;
 mod change;
-mod control;
 mod fault;
+mod member;
+mod placement;
+#[cfg(test)]
+mod samples;
+mod view;
 mod worker;
 
 pub use self::fault::{from_status, to_status};

@@ -18,7 +18,7 @@ use tonic::transport::Channel;
 use crate::dispatch::cost::{Estimate, Offer, Work};
 use crate::dispatch::credit::{Credit, CreditGuard};
 
-/// A registered worker, under one epoch. A new epoch is a new engine.
+/// A registered worker, under one epoch and with what it serves. When either changes, it is a new engine.
 #[derive(Debug)]
 pub(crate) struct Engine {
     pub(crate) id: MemberId,
@@ -58,7 +58,10 @@ impl Engine {
 
     /// Whether it is the engine of that registration.
     pub(crate) fn is_of(&self, member: &Member) -> bool {
-        self.id == member.id && self.epoch == member.epoch && self.address == member.address
+        self.id == member.id
+            && self.epoch == member.epoch
+            && self.address == member.address
+            && self.models == member.models
     }
 
     /// Connected and taking work.

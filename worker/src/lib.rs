@@ -36,7 +36,7 @@ use phalanx_chassis::control_client::{ControlClient, ControlUrlError};
 use phalanx_chassis::drain::{Drain, Phase};
 use phalanx_proto::change::Registration;
 use phalanx_proto::id::Epoch;
-use phalanx_proto::view::{MemberRole, ServedModel};
+use phalanx_proto::view::{Capacity, MemberRole, ServedModel};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -225,6 +225,7 @@ fn registration(config: &WorkerConfig, address: SocketAddr, info: &ModelInfo) ->
             context_tokens_max: info.context_tokens_max,
             kv_tokens_max: info.kv_tokens_max,
         }],
+        capacity: Capacity::default(),
     }
 }
 

@@ -1,8 +1,15 @@
 //! What applying a log promises, on chosen sequences and on random ones.
 
-use phalanx_proto::view::{AliasTarget, ServedModel};
-use proptest::collection::vec;
-use proptest::prelude::{Just, Strategy, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
+mod access;
+mod groups;
+mod names;
+mod random;
+
+use phalanx_proto::fault::{Fault, FaultCode};
+use phalanx_proto::id::{GroupId, KeyId, ModelName};
+use phalanx_proto::view::{
+    Alias, AliasTarget, Capacity, MemberRole, MemberState, Model, ServedModel,
+};
 
 use super::*;
 
@@ -22,6 +29,7 @@ fn registration(instance: &str, port: u8, model: &str) -> Registration {
         address: format!("http://worker:{port}"),
         zone: String::new(),
         models: vec![served(model)],
+        capacity: Capacity::default(),
     }
 }
 
@@ -35,7 +43,7 @@ fn submit(client: &str, sequence: u64, change: Change) -> Command {
 
 fn alias(name: &str) -> Alias {
     let target = AliasTarget { model: "m".into(), revision: None, weight: 1 };
-    Alias { name: name.into(), targets: vec![target], shadow: None }
+    Alias { name: name.into(), targets: vec![target], shadow: None, previous: None }
 }
 
 /// Applies `commands` at indexes 1, 2, ... and returns the last outcome.
@@ -53,6 +61,20 @@ fn check(commands: &[Command], expected: &Reply) -> State {
     let mut state = State::default();
     assert_eq!(&apply_all(&mut state, commands).reply, expected);
     state
+}
+
+/// The last command is refused, with these words, and changes nothing.
+#[track_caller]
+fn check_refused(commands: &[Command], expected: &str) {
+    let (last, before) = commands.split_last().unwrap();
+    let mut state = State::default();
+    before.iter().for_each(|command| drop(apply_all(&mut state, std::slice::from_ref(command))));
+    let kept = state.view.clone();
+    let Reply::Refused(refusal) = apply_all(&mut state, std::slice::from_ref(last)).reply else {
+        panic!("expected a refusal: {expected}");
+    };
+    assert_eq!(refusal.to_string(), expected);
+    assert_eq!(state.view, ClusterView { index: state.view.index, ..kept });
 }
 
 fn registered(member_id: u64, epoch: u64) -> Reply {
@@ -128,19 +150,6 @@ fn a_repeated_command_is_applied_once_and_answered_alike() {
 }
 
 #[test]
-fn only_the_clients_heard_last_are_remembered() {
-    let mut state = State::default();
-    let clients = u64::try_from(CLIENTS_MAX).unwrap() + 1;
-    for client in 0..clients {
-        let command = submit(&format!("c{client}"), 1, Change::SetAlias(alias("a")));
-        apply_all(&mut state, &[command]);
-    }
-    assert_eq!(state.clients.len(), CLIENTS_MAX);
-    assert!(!state.clients.contains_key("c0"));
-    assert!(state.clients.contains_key("c1"));
-}
-
-#[test]
 fn a_model_that_is_served_cannot_be_removed() {
     let model = Model { name: "m".into(), revision: "r1".into() };
     let remove = Command::Internal(Change::RemoveModel(model.clone()));
@@ -156,109 +165,4 @@ fn a_cluster_is_founded_once() {
         |id: &str, lineage| Command::Found { cluster_id: id.to_owned(), lineage: Lineage(lineage) };
     let state = check(&[found("first", 7), found("second", 8)], &applied(2));
     assert_eq!((state.cluster_id(), state.view().lineage), (Some("first"), Lineage(7)));
-}
-
-/// Few names, so that random commands meet.
-fn change_strategy() -> impl Strategy<Value = Change> {
-    let target = (1u64..12, 1u64..12).prop_map(|(id, epoch)| (MemberId(id), Epoch(epoch)));
-    let model = prop_oneof![Just("m"), Just("n")]
-        .prop_map(|name| Model { name: name.into(), revision: "r1".into() });
-    prop_oneof![
-        target.clone().prop_map(|(member_id, epoch)| Change::Fence { member_id, epoch }),
-        target.clone().prop_map(|(member_id, epoch)| Change::Drain { member_id, epoch }),
-        target.prop_map(|(member_id, epoch)| Change::Deregister { member_id, epoch }),
-        model.clone().prop_map(Change::PutModel),
-        model.prop_map(Change::RemoveModel),
-        prop_oneof![Just("a"), Just("b")].prop_map(|name| Change::SetAlias(alias(name))),
-        prop_oneof![Just("a"), Just("b")].prop_map(|name| Change::RemoveAlias(name.into())),
-    ]
-}
-
-fn command_strategy() -> impl Strategy<Value = Command> {
-    let instance = prop_oneof![Just("i"), Just("j"), Just("k")];
-    let model = prop_oneof![Just("m"), Just("n")];
-    let register =
-        (instance, 0u8..3, model, any::<bool>()).prop_map(|(instance, port, model, is_router)| {
-            let role = if is_router { MemberRole::Router } else { MemberRole::Worker };
-            Command::Register(Registration { role, ..registration(instance, port, model) })
-        });
-    let client = prop_oneof![Just("c"), Just("d")];
-    prop_oneof![
-        4 => register,
-        3 => change_strategy().prop_map(Command::Internal),
-        3 => (client, 1u64..6, change_strategy())
-            .prop_map(|(client, sequence, change)| submit(client, sequence, change)),
-        1 => Just(Command::Found { cluster_id: "x".to_owned(), lineage: Lineage(3) }),
-    ]
-}
-
-proptest! {
-    #[test]
-    fn a_snapshot_at_any_cut_leads_to_the_same_state(
-        commands in vec(command_strategy(), 1..40),
-    ) {
-        let mut whole = State::default();
-        let mut cuts = vec![whole.clone()];
-        for command in &commands {
-            apply_all(&mut whole, std::slice::from_ref(command));
-            cuts.push(whole.clone());
-        }
-        for (at, cut) in cuts.iter().enumerate() {
-            let mut restored: State =
-                serde_json::from_slice(&serde_json::to_vec(cut).unwrap()).unwrap();
-            prop_assert_eq!(&restored, cut);
-            for command in &commands[at..] {
-                apply_all(&mut restored, std::slice::from_ref(command));
-            }
-            prop_assert_eq!(&restored, &whole);
-        }
-    }
-
-    #[test]
-    fn watchers_who_fold_the_operations_hold_the_same_view(
-        commands in vec(command_strategy(), 1..60),
-    ) {
-        let mut state = State::default();
-        let mut watched = ClusterView::default();
-        for command in &commands {
-            for op in apply_all(&mut state, std::slice::from_ref(command)).ops {
-                watched.apply_op(op);
-            }
-        }
-        watched.lineage = state.view().lineage;
-        watched.index = state.view().index;
-        prop_assert_eq!(&watched, state.view());
-    }
-
-    #[test]
-    fn epochs_only_grow_and_an_address_has_one_holder(
-        commands in vec(command_strategy(), 1..60),
-    ) {
-        let mut state = State::default();
-        let mut epoch_last = Epoch(0);
-        for command in &commands {
-            let before = state.view().clone();
-            let outcome = apply_all(&mut state, std::slice::from_ref(command));
-            for op in &outcome.ops {
-                let ViewOp::PutMember(member) = op else { continue };
-                let kept = before.members.get(&member.id).map(|earlier| earlier.epoch);
-                if kept != Some(member.epoch) {
-                    prop_assert!(member.epoch > epoch_last);
-                    epoch_last = member.epoch;
-                }
-            }
-            let members: Vec<&Member> = state.view().members.values().collect();
-            for (at, member) in members.iter().enumerate() {
-                let held_twice = members[..at]
-                    .iter()
-                    .any(|other| holds(other, member.role, &member.address));
-                prop_assert!(!held_twice, "{} is held twice", member.address);
-            }
-            let ids: Vec<_> = state.view().members.keys().collect();
-            prop_assert_eq!(ids, state.instances.keys().collect::<Vec<_>>());
-            if matches!(outcome.reply, Reply::Refused(_)) {
-                prop_assert!(outcome.ops.is_empty());
-            }
-        }
-    }
 }

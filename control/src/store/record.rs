@@ -86,7 +86,7 @@ fn damaged(what: &'static str, error: &serde_json::Error) -> StoreError {
 mod tests {
     use phalanx_proto::change::{Change, Registration};
     use phalanx_proto::id::{Epoch, Lineage, MemberId};
-    use phalanx_proto::view::{Alias, AliasTarget, MemberRole, Model, ServedModel};
+    use phalanx_proto::view::{Alias, AliasTarget, Capacity, MemberRole, Model, ServedModel};
 
     use super::*;
 
@@ -136,10 +136,11 @@ mod tests {
                 context_tokens_max: 8,
                 kv_tokens_max: 16,
             }],
+            capacity: Capacity { devices: 2, memory_bytes: 99 },
         };
         check(
             EntryContent::Command(Command::Register(registration)),
-            r#"{"command":{"register":{"instance":"i","role":"worker","address":"http://w","zone":"z","models":[{"name":"m","revision":"r","context_tokens_max":8,"kv_tokens_max":16}]}}}"#,
+            r#"{"command":{"register":{"instance":"i","role":"worker","address":"http://w","zone":"z","models":[{"name":"m","revision":"r","context_tokens_max":8,"kv_tokens_max":16}],"capacity":{"devices":2,"memory_bytes":99}}}}"#,
         );
         let change = Change::RemoveAlias("a".into());
         let submit = Command::Submit { client: "c".to_owned(), sequence: 3, change };
@@ -154,7 +155,7 @@ mod tests {
         let (member_id, epoch) = (MemberId(4), Epoch(6));
         let model = || Model { name: "m".into(), revision: "r".into() };
         let target = AliasTarget { model: "m".into(), revision: Some("r".into()), weight: 95 };
-        let alias = Alias { name: "a".into(), targets: vec![target], shadow: None };
+        let alias = Alias { name: "a".into(), targets: vec![target], shadow: None, previous: None };
         check_change(Change::Fence { member_id, epoch }, r#"{"fence":{"member_id":4,"epoch":6}}"#);
         check_change(Change::Drain { member_id, epoch }, r#"{"drain":{"member_id":4,"epoch":6}}"#);
         check_change(

@@ -13,7 +13,9 @@ use hyper_util::rt::TokioExecutor;
 use phalanx_chassis::drain::{self, DrainTrigger};
 use phalanx_chassis::metrics::Metrics;
 use phalanx_proto::id::{Epoch, Lineage, MemberId};
-use phalanx_proto::view::{ClusterView, Member, MemberRole, MemberState, ServedModel, ViewOp};
+use phalanx_proto::view::{
+    Capacity, ClusterView, Member, MemberRole, MemberState, ServedModel, ViewOp,
+};
 use phalanx_router::{RawRouter, Router, RouterConfig};
 use serde_json::Value;
 use tokio::sync::watch;
@@ -92,6 +94,7 @@ impl Cluster {
             epoch: Epoch(worker.epoch),
             state: MemberState::Ready,
             models: vec![served],
+            capacity: Capacity::default(),
         }));
     }
 

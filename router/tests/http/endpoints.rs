@@ -14,7 +14,7 @@ async fn models_and_aliases_are_listed_and_found() {
     let cluster = Cluster::start(&[&worker]).await;
     cluster.change(ViewOp::PutModel(Model { name: "org/idle".into(), revision: "r".into() }));
     let target = AliasTarget { model: "demo".into(), revision: None, weight: 1 };
-    let alias = Alias { name: "best".into(), targets: vec![target], shadow: None };
+    let alias = Alias { name: "best".into(), targets: vec![target], shadow: None, previous: None };
     cluster.change(ViewOp::PutAlias(alias));
     eventually(async || cluster.get("/v1/models/best").await.status == 200).await;
     let list = cluster.get("/v1/models").await.json();
@@ -34,7 +34,7 @@ async fn an_alias_reaches_the_worker_under_the_models_own_name() {
     let mut worker = FakeWorker::start(7);
     let cluster = Cluster::start(&[&worker]).await;
     let target = AliasTarget { model: "demo".into(), revision: None, weight: 1 };
-    let alias = Alias { name: "best".into(), targets: vec![target], shadow: None };
+    let alias = Alias { name: "best".into(), targets: vec![target], shadow: None, previous: None };
     cluster.change(ViewOp::PutAlias(alias));
     eventually(async || cluster.get("/v1/models/best").await.status == 200).await;
     let body = chat_body("").replace("demo", "best");

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use futures::stream::{self, BoxStream};
 use phalanx_chassis::drain;
 use phalanx_proto::pb;
-use phalanx_proto::view::MemberRole;
+use phalanx_proto::view::{Capacity, MemberRole};
 use phalanx_proto::wire::to_status;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -126,6 +126,7 @@ async fn announce(
         address: "http://127.0.0.1:1".to_owned(),
         zone: String::new(),
         models: Vec::new(),
+        capacity: Capacity::default(),
     };
     let control = ControlClient::new(&[url]).unwrap();
     let announcer = Announcer { control, registration, epoch, drain };

@@ -1,7 +1,7 @@
 //! Views in, routes and changes out.
 
 use phalanx_proto::id::{Epoch, Lineage, ViewIndex};
-use phalanx_proto::view::{Alias, Member, Model, ServedModel, ViewOp};
+use phalanx_proto::view::{Alias, Capacity, Member, Model, ServedModel, ViewOp};
 use tonic::transport::Endpoint;
 
 use super::*;
@@ -23,6 +23,7 @@ fn member(id: u64, epoch: u64, models: &[(&str, &str)]) -> Member {
                 kv_tokens_max: 4_096,
             })
             .collect(),
+        capacity: Capacity::default(),
     }
 }
 
@@ -44,6 +45,7 @@ fn alias(targets: &[(&str, Option<&str>, u32)]) -> ViewOp {
         name: "alias".into(),
         targets: targets.iter().map(target).collect(),
         shadow: None,
+        previous: None,
     })
 }
 

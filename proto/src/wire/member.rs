@@ -1,11 +1,10 @@
-//! Messages of the control plane: members, models, aliases, the view.
+//! Messages that describe members, models and aliases.
 
-use super::{WireError, required};
-use crate::id::{Epoch, Lineage, MemberId, ModelName, Revision, ViewIndex};
+use super::WireError;
+use crate::id::{Epoch, MemberId, ModelName, Revision};
 use crate::pb;
 use crate::view::{
-    Alias, AliasTarget, ClusterView, Member, MemberRole, MemberState, Model, ServedModel,
-    ViewDelta, ViewOp,
+    Alias, AliasTarget, Capacity, Member, MemberRole, MemberState, Model, ServedModel,
 };
 
 // === impl Member ===
@@ -74,6 +73,18 @@ impl From<pb::ServedModel> for ServedModel {
     }
 }
 
+impl From<Capacity> for pb::Capacity {
+    fn from(capacity: Capacity) -> Self {
+        Self { devices: capacity.devices, memory_bytes: capacity.memory_bytes }
+    }
+}
+
+impl From<pb::Capacity> for Capacity {
+    fn from(wire: pb::Capacity) -> Self {
+        Self { devices: wire.devices, memory_bytes: wire.memory_bytes }
+    }
+}
+
 impl From<Member> for pb::Member {
     fn from(member: Member) -> Self {
         Self {
@@ -84,6 +95,7 @@ impl From<Member> for pb::Member {
             epoch: member.epoch.0,
             state: pb::MemberState::from(member.state).into(),
             models: member.models.into_iter().map(Into::into).collect(),
+            capacity: Some(member.capacity.into()),
         }
     }
 }
@@ -100,6 +112,7 @@ impl TryFrom<pb::Member> for Member {
             address: wire.address,
             zone: wire.zone,
             models: wire.models.into_iter().map(Into::into).collect(),
+            capacity: wire.capacity.map(Into::into).unwrap_or_default(),
         })
     }
 }
@@ -144,98 +157,19 @@ impl From<Alias> for pb::Alias {
             name: alias.name.to_string(),
             targets: alias.targets.into_iter().map(Into::into).collect(),
             shadow: alias.shadow.map(Into::into),
+            previous: alias.previous.unwrap_or_default().into_iter().map(Into::into).collect(),
         }
     }
 }
 
 impl From<pb::Alias> for Alias {
     fn from(wire: pb::Alias) -> Self {
+        let previous: Vec<AliasTarget> = wire.previous.into_iter().map(Into::into).collect();
         Self {
             name: ModelName::from(wire.name),
             targets: wire.targets.into_iter().map(Into::into).collect(),
             shadow: wire.shadow.map(Into::into),
+            previous: (!previous.is_empty()).then_some(previous),
         }
-    }
-}
-
-// === impl ClusterView ===
-
-impl From<ClusterView> for pb::Snapshot {
-    fn from(view: ClusterView) -> Self {
-        Self {
-            lineage: view.lineage.0,
-            index: view.index.0,
-            members: view.members.into_values().map(Into::into).collect(),
-            models: view.models.into_iter().map(Into::into).collect(),
-            aliases: view.aliases.into_values().map(Into::into).collect(),
-        }
-    }
-}
-
-impl TryFrom<pb::Snapshot> for ClusterView {
-    type Error = WireError;
-
-    fn try_from(wire: pb::Snapshot) -> Result<Self, WireError> {
-        let mut view = Self {
-            lineage: Lineage(wire.lineage),
-            index: ViewIndex(wire.index),
-            models: wire.models.into_iter().map(Into::into).collect(),
-            ..Self::default()
-        };
-        for member in wire.members {
-            view.apply_op(ViewOp::PutMember(member.try_into()?));
-        }
-        for alias in wire.aliases {
-            view.apply_op(ViewOp::PutAlias(alias.into()));
-        }
-        Ok(view)
-    }
-}
-
-impl From<ViewDelta> for pb::ViewDelta {
-    fn from(delta: ViewDelta) -> Self {
-        Self { index: delta.index.0, ops: delta.ops.into_iter().map(Into::into).collect() }
-    }
-}
-
-impl TryFrom<pb::ViewDelta> for ViewDelta {
-    type Error = WireError;
-
-    fn try_from(wire: pb::ViewDelta) -> Result<Self, WireError> {
-        Ok(Self {
-            index: ViewIndex(wire.index),
-            ops: wire.ops.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
-        })
-    }
-}
-
-impl From<ViewOp> for pb::ViewOp {
-    fn from(op: ViewOp) -> Self {
-        use pb::view_op::Op;
-        let op = match op {
-            ViewOp::PutMember(member) => Op::PutMember(member.into()),
-            ViewOp::RemoveMember(id) => Op::RemoveMember(id.0),
-            ViewOp::PutModel(model) => Op::PutModel(model.into()),
-            ViewOp::RemoveModel(model) => Op::RemoveModel(model.into()),
-            ViewOp::PutAlias(alias) => Op::PutAlias(alias.into()),
-            ViewOp::RemoveAlias(name) => Op::RemoveAlias(name.to_string()),
-        };
-        Self { op: Some(op) }
-    }
-}
-
-impl TryFrom<pb::ViewOp> for ViewOp {
-    type Error = WireError;
-
-    fn try_from(wire: pb::ViewOp) -> Result<Self, WireError> {
-        use pb::view_op::Op;
-        Ok(match required("op", wire.op)? {
-            Op::PutMember(member) => Self::PutMember(member.try_into()?),
-            Op::RemoveMember(id) => Self::RemoveMember(MemberId(id)),
-            Op::PutModel(model) => Self::PutModel(model.into()),
-            Op::RemoveModel(model) => Self::RemoveModel(model.into()),
-            Op::PutAlias(alias) => Self::PutAlias(alias.into()),
-            Op::RemoveAlias(name) => Self::RemoveAlias(ModelName::from(name)),
-        })
     }
 }

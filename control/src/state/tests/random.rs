@@ -1,0 +1,294 @@
+//! Random logs, and what holds whatever they say.
+//!
+//! A log is drawn as dice: each throw becomes a command about what the state holds at that moment, so that
+//! most commands meet something, and some come too late.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use phalanx_proto::view::{
+    ApiKey, CachePolicy, GroupRank, GroupRef, GroupState, KeyLimits, KeySecret, Rendezvous, Tenant,
+    TenantLimits,
+};
+use proptest::collection::vec;
+use proptest::prelude::{ProptestConfig, prop_assert, prop_assert_eq, proptest};
+use proptest::test_runner::TestCaseError;
+
+use super::*;
+
+/// One throw: what to do, and to what.
+type Dice = [u8; 4];
+
+const INSTANCES: [&str; 3] = ["i", "j", "k"];
+const MODELS: [&str; 3] = ["m", "n", "o"];
+const ALIASES: [&str; 3] = ["a", "b", "m"];
+const TENANTS: [&str; 2] = ["t", "u"];
+const KEYS: [&str; 3] = ["k", "l", "x"];
+const CLIENTS: [&str; 2] = ["c", "d"];
+
+fn pick<T>(from: &[T], die: u8) -> T
+where
+    T: Copy,
+{
+    from[usize::from(die) % from.len()]
+}
+
+/// A member that is there, mostly with its epoch; or one that never was.
+fn some_member(view: &ClusterView, die: u8) -> (MemberId, Epoch) {
+    let members: Vec<&Member> = view.members.values().collect();
+    if members.is_empty() || die >= 240 {
+        return (MemberId(1), Epoch(u64::from(die)));
+    }
+    let member = pick(&members, die);
+    (member.id, if die >= 220 { Epoch(1) } else { member.epoch })
+}
+
+/// As [`some_member`].
+fn some_group(view: &ClusterView, die: u8) -> GroupRef {
+    let groups: Vec<GroupRef> = view.groups.values().map(|group| group.reference()).collect();
+    if groups.is_empty() || die >= 240 {
+        return GroupRef { id: GroupId(1), epoch: Epoch(u64::from(die)) };
+    }
+    let group = pick(&groups, die);
+    if die >= 220 { GroupRef { epoch: Epoch(1), ..group } } else { group }
+}
+
+fn some_ranks(view: &ClusterView, dice: [u8; 2]) -> Vec<GroupRank> {
+    let rank = |die: u8| {
+        let (member_id, member_epoch) = some_member(view, die);
+        GroupRank { member_id, member_epoch, device: u32::from(die / 16 % 3) }
+    };
+    let count = 1 + usize::from(dice[0] % 2);
+    dice.iter().take(count).map(|die| rank(*die)).collect()
+}
+
+fn some_registration([_, a, b, c]: Dice) -> Command {
+    let models = match c % 4 {
+        0 | 1 => Vec::new(),
+        _ => vec![served(pick(&MODELS, c / 4))],
+    };
+    let role = if c >= 224 { MemberRole::Router } else { MemberRole::Worker };
+    let capacity = Capacity { devices: u32::from(c % 4), memory_bytes: 0 };
+    let registration = registration(pick(&INSTANCES, a), b % 3, "m");
+    Command::Register(Registration { role, models, capacity, ..registration })
+}
+
+fn some_alias([_, a, b, c]: Dice) -> Alias {
+    let target = |die: u8| AliasTarget {
+        model: if die >= 240 { "a".into() } else { pick(&MODELS, die).into() },
+        revision: None,
+        weight: u32::from(die % 4),
+    };
+    let shadow = (c >= 128).then(|| target(c));
+    Alias { name: pick(&ALIASES, a).into(), targets: vec![target(b)], shadow, previous: None }
+}
+
+fn some_key([_, a, b, c]: Dice) -> ApiKey {
+    ApiKey {
+        id: pick(&KEYS, a).into(),
+        tenant: pick(&TENANTS, b).into(),
+        scopes: BTreeSet::new(),
+        limits: KeyLimits::default(),
+        secrets: vec![some_secret(c)],
+        expires_ms: None,
+        revoked: false,
+    }
+}
+
+fn some_secret(die: u8) -> KeySecret {
+    KeySecret { hmac: [die % 4; 32].into(), pepper_version: 1, not_before_ms: 0, expires_ms: None }
+}
+
+fn some_change(view: &ClusterView, dice: Dice) -> Change {
+    let [kind, a, b, c] = dice;
+    let (member_id, epoch) = some_member(view, a);
+    let group = some_group(view, a);
+    let (name, revision) = (pick(&MODELS, a).into(), "r1".into());
+    match kind % 28 {
+        0 => Change::Fence { member_id, epoch },
+        1 => Change::Drain { member_id, epoch },
+        2 => Change::Deregister { member_id, epoch },
+        3 | 4 => {
+            let models = if b < 200 { vec![served(pick(&MODELS, b))] } else { Vec::new() };
+            Change::Serve { member_id, epoch, models }
+        }
+        5 => Change::PutModel(Model { name, revision }),
+        6 => Change::RemoveModel(Model { name, revision }),
+        7 => Change::SetAlias(some_alias(dice)),
+        8 => Change::RollbackAlias(pick(&ALIASES, a).into()),
+        9 => Change::RemoveAlias(pick(&ALIASES, a).into()),
+        10 | 11 => Change::SetDeployment { name, revision, replicas: u32::from(b % 3), tp: 1 },
+        12 => Change::RemoveDeployment(name),
+        13..=15 => {
+            let group = (c < 100).then_some(group);
+            let deployment = pick(&MODELS, c).into();
+            Change::FormGroup { group, deployment, revision, ranks: some_ranks(view, [a, b]) }
+        }
+        16 => {
+            let rendezvous = Rendezvous::try_from(vec![b % 4]).unwrap();
+            Change::PublishRendezvous { group, rendezvous }
+        }
+        17..=19 => Change::RankReady { group, rank: u32::from(b % 3) },
+        20 => Change::BreakGroup(group),
+        21 => Change::RemoveGroup(group),
+        22 => {
+            let (name, limits) = (pick(&TENANTS, a).into(), TenantLimits::default());
+            let (priority, cache) = (u32::from(b % 2), CachePolicy::Exact);
+            Change::PutTenant(Tenant { name, limits, priority, cache })
+        }
+        23 => Change::RemoveTenant(pick(&TENANTS, a).into()),
+        24 => Change::PutKey(some_key(dice)),
+        25 => {
+            let (id, secret) = (pick(&KEYS, a).into(), some_secret(b));
+            Change::RotateKey { id, secret, old_expires_ms: u64::from(c) }
+        }
+        26 if b < 128 => Change::RevokeKey(pick(&KEYS, a).into()),
+        26 => Change::RemoveKey(pick(&KEYS, a).into()),
+        _ if b < 200 => Change::PutSetting { key: "s".to_owned(), value: (c % 3).to_string() },
+        _ => Change::RemoveSetting("s".to_owned()),
+    }
+}
+
+fn some_command(view: &ClusterView, dice: Dice) -> Command {
+    let [kind, a, b, c] = dice;
+    match kind {
+        0..=49 => some_registration(dice),
+        50..=51 => Command::Found { cluster_id: "x".to_owned(), lineage: Lineage(3) },
+        52..=91 => submit(pick(&CLIENTS, b), u64::from(c % 8), some_change(view, [c, a, b, kind])),
+        _ => Command::Internal(some_change(view, [a, b, c, kind])),
+    }
+}
+
+/// What must hold of any state.
+fn check_view(view: &ClusterView) -> Result<(), TestCaseError> {
+    let mut addresses = BTreeSet::new();
+    for member in view.members.values() {
+        let place = (member.role == MemberRole::Router, &member.address);
+        prop_assert!(addresses.insert(place), "{} is held twice", member.address);
+        for model in &member.models {
+            let (name, revision) = (model.name.clone(), model.revision.clone());
+            let is_known = view.models.contains(&Model { name, revision });
+            prop_assert!(is_known, "{} is served but not known", model.name);
+        }
+    }
+    let mut devices = BTreeSet::new();
+    for group in view.groups.values() {
+        prop_assert!(group.ready.len() <= group.ranks.len());
+        prop_assert_eq!(
+            group.state == GroupState::Ready,
+            !group.ranks.is_empty() && group.ready.len() == group.ranks.len()
+        );
+        for rank in group.ranks.iter().filter(|_rank| group.is_live()) {
+            let member = view.members.get(&rank.member_id);
+            let epoch = member.map(|member| member.epoch);
+            prop_assert_eq!(epoch, Some(rank.member_epoch), "a live group holds who left");
+            prop_assert!(devices.insert((rank.member_id, rank.device)), "a device held twice");
+        }
+    }
+    for alias in view.aliases.values() {
+        let mut targets = alias.targets.iter().chain(&alias.shadow);
+        prop_assert!(targets.all(|target| !view.aliases.contains_key(&target.model)));
+        prop_assert!(!view.deployments.contains_key(&alias.name));
+    }
+    for key in view.keys.values() {
+        prop_assert!(view.tenants.contains_key(&key.tenant));
+        prop_assert!((1..=2).contains(&key.secrets.len()));
+    }
+    Ok(())
+}
+
+/// The largest epoch or version there ever was, and the rendezvous of each forming of a group.
+#[derive(Default)]
+struct History {
+    epoch_last: u64,
+    rendezvous: BTreeMap<(GroupId, Epoch), Rendezvous>,
+    revoked: BTreeSet<KeyId>,
+}
+
+impl History {
+    fn check_ops(&mut self, before: &ClusterView, ops: &[ViewOp]) -> Result<(), TestCaseError> {
+        let mut epochs = BTreeSet::new();
+        for op in ops {
+            match op {
+                ViewOp::PutMember(member) => {
+                    let kept = before.members.get(&member.id).map(|earlier| earlier.epoch);
+                    epochs.extend((kept != Some(member.epoch)).then_some(member.epoch.0));
+                }
+                ViewOp::PutGroup(group) => {
+                    let kept = before.groups.get(&group.id).map(|earlier| earlier.epoch);
+                    epochs.extend((kept != Some(group.epoch)).then_some(group.epoch.0));
+                    if let Some(rendezvous) = &group.rendezvous {
+                        let epoch = (group.id, group.epoch);
+                        let first = self.rendezvous.entry(epoch).or_insert(rendezvous.clone());
+                        prop_assert_eq!(&*first, rendezvous, "published twice");
+                    }
+                }
+                ViewOp::PutKey(key) => {
+                    prop_assert!(key.revoked || !self.revoked.contains(&key.id), "came back");
+                    self.revoked.extend(key.revoked.then(|| key.id.clone()));
+                }
+                ViewOp::RemoveKey(id) => drop(self.revoked.take(id)),
+                _ => {}
+            }
+        }
+        for epoch in epochs {
+            prop_assert!(epoch > self.epoch_last, "epoch {} after {}", epoch, self.epoch_last);
+            self.epoch_last = epoch;
+        }
+        Ok(())
+    }
+}
+
+/// Plays the dice, checks every step, and gives the log.
+fn play(state: &mut State, dice: &[Dice]) -> Result<Vec<Command>, TestCaseError> {
+    let mut history = History::default();
+    let mut folded = ClusterView::default();
+    let mut log = Vec::new();
+    for dice in dice {
+        let before = state.clone();
+        let command = some_command(&before.view, *dice);
+        let outcome = apply_all(state, std::slice::from_ref(&command));
+        history.check_ops(&before.view, &outcome.ops)?;
+        check_view(&state.view)?;
+        outcome.ops.iter().for_each(|op| folded.apply_op(op.clone()));
+        (folded.lineage, folded.index) = (state.view.lineage, state.view.index);
+        prop_assert_eq!(&folded, &state.view, "the operations do not lead to the view");
+        let members: Vec<_> = state.view.members.keys().collect();
+        prop_assert_eq!(members, state.instances.keys().collect::<Vec<_>>());
+        if let Reply::Refused(_) = outcome.reply {
+            prop_assert!(outcome.ops.is_empty());
+            let unchanged = ClusterView { index: before.view.index, ..state.view.clone() };
+            prop_assert_eq!(&unchanged, &before.view, "a refused command changed the view");
+            prop_assert_eq!(&state.instances, &before.instances);
+        }
+        if let Command::Submit { .. } = command {
+            let once = state.view.clone();
+            let again = apply_all(&mut state.clone(), std::slice::from_ref(&command));
+            prop_assert_eq!((again.reply, again.ops), (outcome.reply, Vec::new()));
+            prop_assert_eq!(&once, &state.view);
+        }
+        log.push(command);
+    }
+    Ok(log)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 10_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_the_log_says_its_replicas_agree_and_the_invariants_hold(
+        dice in vec(proptest::array::uniform4(0u8..), 1..40),
+        cut in 0usize..40,
+    ) {
+        let mut state = State::default();
+        let log = play(&mut state, &dice)?;
+        // Another replica, which is restored from a snapshot on the way.
+        let (head, tail) = log.split_at(cut % log.len());
+        let mut replica = State::default();
+        head.iter().for_each(|command| drop(apply_all(&mut replica, std::slice::from_ref(command))));
+        let mut restored = serde_json::from_slice(&serde_json::to_vec(&replica).unwrap()).unwrap();
+        prop_assert_eq!(&restored, &replica);
+        tail.iter().for_each(|command| drop(apply_all(&mut restored, std::slice::from_ref(command))));
+        prop_assert_eq!(restored.hash(), state.hash());
+        prop_assert_eq!(restored, state);
+    }
+}
