@@ -12,12 +12,14 @@ use std::time::Duration;
 use phalanx_proto::change::{Change, GroupChange, Registration, WatchEvent};
 use phalanx_proto::fault::{Fault, FaultCode};
 use phalanx_proto::id::{Epoch, Lineage, MemberId, NodeId, ViewIndex};
-use phalanx_proto::view::MemberState;
+use phalanx_proto::view::{ClusterView, MemberState};
 use phalanx_proto::wire::{WireError, from_status};
 use phalanx_proto::{MESSAGE_BYTES_MAX, pb};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Response, Status};
+
+use crate::backoff::Backoff;
 
 type Stub = pb::control_client::ControlClient<Channel>;
 
@@ -34,13 +36,20 @@ const KEEPALIVE_EVERY: Duration = Duration::from_secs(5);
 /// A ping unanswered for this long ends the connection.
 const KEEPALIVE_WAIT_MAX: Duration = Duration::from_secs(5);
 
+/// Between the first two rounds of a call that is asked again.
+const ASK_AGAIN_FIRST: Duration = Duration::from_millis(100);
+
+/// Between later ones: what nodes without a leader ask for.
+const ASK_AGAIN_MAX: Duration = Duration::from_secs(1);
+
 /// A client of the control plane. Cheap to clone; connects when first used.
 #[derive(Clone, Debug)]
 pub struct ControlClient(Arc<Nodes>);
 
 #[derive(Debug)]
 struct Nodes {
-    stubs: Vec<Stub>,
+    /// Each with its URL.
+    stubs: Vec<(String, Stub)>,
     /// The node that answered last.
     current: AtomicUsize,
 }
@@ -70,6 +79,15 @@ pub struct Registered {
     pub heartbeat_every: Duration,
     /// Silence after which the member is fenced.
     pub ttl: Duration,
+}
+
+/// The view, as one node gave it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ViewReading {
+    /// The view.
+    pub view: ClusterView,
+    /// Whose it is: the leader's, or for a stale reading the node's that was asked.
+    pub node_id: NodeId,
 }
 
 /// One open watch.
@@ -107,9 +125,10 @@ impl ControlClient {
         }
         let stub = |url: &U| {
             let channel = connect(&endpoint(url.as_ref())?);
-            Ok(Stub::new(channel)
+            let stub = Stub::new(channel)
                 .max_decoding_message_size(MESSAGE_BYTES_MAX)
-                .max_encoding_message_size(MESSAGE_BYTES_MAX))
+                .max_encoding_message_size(MESSAGE_BYTES_MAX);
+            Ok((url.as_ref().to_owned(), stub))
         };
         let stubs = urls.iter().map(stub).collect::<Result<_, _>>()?;
         Ok(Self(Arc::new(Nodes { stubs, current: AtomicUsize::new(0) })))
@@ -171,6 +190,48 @@ impl ControlClient {
         Ok(ViewIndex(response.index))
     }
 
+    /// As [`ControlClient::submit`], asked again for up to `wait_max` while that may help: across an election,
+    /// a restart or a lost answer.
+    ///
+    /// # Errors
+    /// As for [`ControlClient::submit`]. When the time is up without an answer, the change may still be
+    /// applied, once: an answer may have been lost.
+    pub async fn submit_within(
+        &self,
+        wait_max: Duration,
+        client: &str,
+        sequence: u64,
+        change: Change,
+    ) -> Result<ViewIndex, Fault> {
+        let submit = || self.submit(client, sequence, change.clone());
+        persist(wait_max, submit, is_passing).await
+    }
+
+    /// The view with every write in it that was answered before; waits out an election for up to `wait_max`.
+    ///
+    /// # Errors
+    /// As the last node that was tried answered.
+    pub async fn read_view(&self, wait_max: Duration) -> Result<ViewReading, Fault> {
+        let read = || self.read_view_once(false);
+        // A node that said when to come back exists; one that is gone is told at once.
+        persist(wait_max, read, |fault| is_passing(fault) && fault.retry_after.is_some()).await
+    }
+
+    /// The view as the first node that answers has it, which may lag behind. Needs no leader.
+    ///
+    /// # Errors
+    /// As the last node that was tried answered.
+    pub async fn read_view_stale(&self) -> Result<ViewReading, Fault> {
+        self.read_view_once(true).await
+    }
+
+    async fn read_view_once(&self, stale: bool) -> Result<ViewReading, Fault> {
+        let request = pb::ReadViewRequest { stale };
+        let response = self.call(|mut stub| async move { stub.read_view(request).await }).await?;
+        let view = response.view.ok_or(WireError { field: "view" })?;
+        Ok(ViewReading { view: view.try_into()?, node_id: NodeId(response.node_id) })
+    }
+
     /// Changes the control group, and says which node it was about: for an added one, its id. To repeat a
     /// change is harmless.
     ///
@@ -222,21 +283,31 @@ impl ControlClient {
         let mut last = Fault::new(FaultCode::Unavailable, "no control node was tried");
         for turn in 0..nodes.stubs.len() {
             let at = (first + turn) % nodes.stubs.len();
-            let answer = timeout(CALL_WAIT_MAX, attempt(nodes.stubs[at].clone())).await;
-            last = match answer {
+            let (url, stub) = &nodes.stubs[at];
+            let answer = timeout(CALL_WAIT_MAX, attempt(stub.clone())).await;
+            let fault = match answer {
                 Ok(Ok(response)) => {
                     nodes.current.store(at, Ordering::Relaxed);
                     return Ok(response.into_inner());
                 }
+                Ok(Err(status)) if status.details().is_empty() => {
+                    // Not the node's word but the connection's.
+                    let fault = from_status(&status);
+                    Fault { message: format!("{url}: {}", fault.message), ..fault }
+                }
                 Ok(Err(status)) => from_status(&status),
                 Err(_elapsed) => Fault::new(
                     FaultCode::DeadlineExceeded,
-                    format!("control node did not answer within {CALL_WAIT_MAX:?}"),
+                    format!("{url} did not answer within {CALL_WAIT_MAX:?}"),
                 ),
             };
-            if !may_other_node_answer(last.code) {
+            if !may_other_node_answer(fault.code) {
                 nodes.current.store(at, Ordering::Relaxed);
-                return Err(last);
+                return Err(fault);
+            }
+            // What a node said of its group tells more than that another one is gone.
+            if last.retry_after.is_none() || fault.retry_after.is_some() {
+                last = fault;
             }
         }
         Err(last)
@@ -255,6 +326,41 @@ impl WatchStream {
         event
             .map(|event| WatchEvent::try_from(event).map_err(|error: WireError| error.into()))
             .transpose()
+    }
+}
+
+/// Asks until the answer is good or final, or the time is up.
+async fn persist<T, F>(
+    wait_max: Duration,
+    attempt: impl Fn() -> F,
+    is_worth_asking_again: impl Fn(&Fault) -> bool,
+) -> Result<T, Fault>
+where
+    F: Future<Output = Result<T, Fault>>,
+{
+    let deadline = Instant::now() + wait_max;
+    let mut backoff = Backoff::new(ASK_AGAIN_FIRST, ASK_AGAIN_MAX, std::process::id().into());
+    loop {
+        let mut fault = match timeout_at(deadline, attempt()).await {
+            Ok(Err(fault)) if is_worth_asking_again(&fault) => fault,
+            Ok(answer) => return answer,
+            Err(_elapsed) => Fault::new(FaultCode::DeadlineExceeded, "the answer did not come"),
+        };
+        let again_at = Instant::now() + backoff.delay();
+        if again_at >= deadline {
+            fault.message = format!("{} (asked for {wait_max:?})", fault.message);
+            return Err(fault);
+        }
+        sleep_until(again_at).await;
+    }
+}
+
+/// Whether the same call may succeed later; a refusal of the state machine never does.
+fn is_passing(fault: &Fault) -> bool {
+    match fault.code {
+        FaultCode::Unavailable | FaultCode::DeadlineExceeded | FaultCode::Draining => true,
+        FaultCode::Overloaded => fault.retry_after.is_some(),
+        _ => false,
     }
 }
 
@@ -301,11 +407,38 @@ mod tests {
         assert!(ControlClient::new(&["http://127.0.0.1:7000"]).is_ok());
     }
 
+    /// Asks nodes that answer in turn as scripted, and then always as at last.
+    async fn persist_over(answers: &[Result<u64, FaultCode>]) -> (Result<u64, String>, usize) {
+        let asked = AtomicUsize::new(0);
+        let attempt = || {
+            let turn = asked.fetch_add(1, Ordering::Relaxed).min(answers.len() - 1);
+            std::future::ready(answers[turn].map_err(|code| Fault::new(code, code.as_str())))
+        };
+        let answer = persist(Duration::from_secs(1), attempt, is_passing).await;
+        (answer.map_err(|fault| fault.message), asked.into_inner())
+    }
+
+    #[tokio::test]
+    async fn a_call_is_asked_again_for_as_long_as_that_may_help() {
+        let (gone, lost) = (Err(FaultCode::Unavailable), Err(FaultCode::DeadlineExceeded));
+        assert_eq!(persist_over(&[gone, lost, Ok(7)]).await, (Ok(7), 3));
+        for code in [FaultCode::InvalidRequest, FaultCode::StaleEpoch, FaultCode::Overloaded] {
+            let (answer, asked) = persist_over(&[gone, Err(code), Ok(7)]).await;
+            assert_eq!((answer, asked), (Err(code.as_str().to_owned()), 2));
+        }
+
+        let (answer, asked) = persist_over(&[gone]).await;
+        assert_eq!(answer, Err("unavailable (asked for 1s)".to_owned()));
+        // Pauses of 50 to 100 ms, 100 to 200, 200 to 400, 400 to 800.
+        assert!((3..=6).contains(&asked), "asked {asked} times");
+    }
+
     #[tokio::test]
     async fn a_call_that_reaches_no_node_says_so() {
         // Nothing can listen on port 0.
         let client = ControlClient::new(&["http://127.0.0.1:0", "http://127.0.0.1:0"]).unwrap();
         let fault = client.status().await.unwrap_err();
         assert_eq!(fault.code, FaultCode::Unavailable);
+        assert!(fault.message.starts_with("http://127.0.0.1:0: "), "{fault}");
     }
 }

@@ -5,12 +5,9 @@ use std::path::PathBuf;
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use phalanx_chassis::config::{ConfigFile, Kind, Relations, Resolved, Setting, Sources, resolve};
-use phalanx_proto::change::GroupChange;
-use phalanx_proto::id::NodeId;
 
-use crate::cluster::ClusterAction;
 use crate::failure::Failure;
-use crate::{relations, settings};
+use crate::{operator, relations, settings};
 
 /// The variable that names the configuration file.
 const CONFIG_VARIABLE: &str = "PHALANX_CONFIG";
@@ -26,8 +23,8 @@ pub(crate) enum Invocation {
     Worker(Resolved),
     /// One router.
     Router(Resolved),
-    /// A question or a change for the control group.
-    Cluster(Resolved, ClusterAction),
+    /// A question or a change for the cluster.
+    Operate(Resolved, operator::Action),
     /// A conversation; with a prompt, a single turn.
     Chat(Resolved, Option<String>),
     /// A check of one file.
@@ -45,7 +42,7 @@ pub(crate) fn command() -> Command {
         .subcommand(role("control", "Run a control node", settings::control()))
         .subcommand(role("worker", "Run a worker: one model on this machine", settings::worker()))
         .subcommand(role("router", "Run a router: the HTTP front door", settings::router()))
-        .subcommand(cluster())
+        .subcommands(operator::commands().into_iter().map(operated))
         .subcommand(role("chat", "Talk to a cluster in the terminal", settings::chat()).arg(
             Arg::new("prompt").value_name("PROMPT").help("Say this, print the answer, and end"),
         ))
@@ -62,54 +59,21 @@ pub(crate) fn command() -> Command {
 }
 
 fn role(name: &'static str, about: &'static str, settings: Vec<&'static Setting>) -> Command {
-    Command::new(name)
-        .about(about)
+    with_settings(Command::new(name).about(about), settings)
+}
+
+/// An operator's command: its settings belong to each of its actions.
+fn operated(command: Command) -> Command {
+    command.mut_subcommands(|action| with_settings(action, settings::operator()))
+}
+
+fn with_settings(command: Command, settings: Vec<&'static Setting>) -> Command {
+    command
         .after_help(
             "A flag beats the environment, the environment beats the file, the file beats the default.",
         )
         .arg(config_argument())
         .args(settings.into_iter().map(argument))
-}
-
-fn cluster() -> Command {
-    let id = || {
-        Arg::new("id")
-            .value_name("ID")
-            .required(true)
-            .value_parser(clap::value_parser!(u64).range(1..))
-            .help("The node")
-    };
-    let url =
-        Arg::new("url").value_name("URL").required(true).help("Where its peers will reach it");
-    let action = |name, about| role(name, about, settings::cluster());
-    Command::new("cluster")
-        .about("Look at the control group and change it")
-        .subcommand_required(true)
-        .arg_required_else_help(true)
-        .subcommand(action("status", "Show who is in the group and who leads it"))
-        .subcommand(action("add", "Add a node that learns without a vote").arg(url))
-        .subcommand(action("promote", "Give a node a vote").arg(id()))
-        .subcommand(action("remove", "Take a node out for good").arg(id()))
-        .subcommand(action("transfer", "Make a voter lead").arg(id()))
-}
-
-fn cluster_action(name: &str, matches: &ArgMatches) -> Result<ClusterAction, Failure> {
-    let node = || {
-        let id = matches.get_one::<u64>("id").copied();
-        id.map(NodeId).ok_or_else(|| Failure::usage("a node id is required"))
-    };
-    let change = match name {
-        "status" => return Ok(ClusterAction::Status),
-        "add" => {
-            let url = matches.get_one::<String>("url").cloned();
-            GroupChange::Add { url: url.ok_or_else(|| Failure::usage("a url is required"))? }
-        }
-        "promote" => GroupChange::Promote(node()?),
-        "remove" => GroupChange::Remove(node()?),
-        "transfer" => GroupChange::Transfer(node()?),
-        other => return Err(Failure::usage(format!("unknown command cluster {other}"))),
-    };
-    Ok(ClusterAction::Change(change))
 }
 
 fn config_argument() -> Arg {
@@ -163,8 +127,9 @@ pub(crate) fn resolve_invocation(
     let Some((name, matches)) = matches.subcommand() else {
         return Err(Failure::usage("a command is required"));
     };
-    // The options of `cluster` belong to what is asked of it.
-    let (action, matches) = matches.subcommand().unwrap_or((name, matches));
+    let given = matches;
+    // The settings of an operator's command belong to its actions.
+    let matches = given.subcommand().map_or(given, |(_action, matches)| matches);
     let file = matches
         .get_one::<String>("config")
         .cloned()
@@ -177,11 +142,6 @@ pub(crate) fn resolve_invocation(
         "control" => resolved(settings::control(), &relations::of_control).map(Invocation::Control),
         "worker" => resolved(settings::worker(), &relations::of_worker).map(Invocation::Worker),
         "router" => resolved(settings::router(), &relations::of_router).map(Invocation::Router),
-        "cluster" => {
-            let asked = cluster_action(action, matches)?;
-            resolved(settings::cluster(), &|_| Vec::new())
-                .map(|settings| Invocation::Cluster(settings, asked))
-        }
         "chat" => {
             let prompt = matches.get_one::<String>("prompt").cloned();
             resolved(settings::chat(), &|_| Vec::new())
@@ -193,7 +153,11 @@ pub(crate) fn resolve_invocation(
             .or_else(|| file.clone())
             .map(|path| Invocation::CheckConfig(PathBuf::from(path)))
             .ok_or_else(|| Failure::usage("check-config needs a file: phalanx check-config FILE")),
-        other => Err(Failure::usage(format!("unknown command {other}"))),
+        operated => {
+            let asked = operator::Action::parse(operated, given)?;
+            resolved(settings::operator(), &|_| Vec::new())
+                .map(|settings| Invocation::Operate(settings, asked))
+        }
     }
 }
 
@@ -259,19 +223,17 @@ mod tests {
     }
 
     #[test]
-    fn a_question_for_the_group_has_its_own_options() {
+    fn every_operator_command_takes_the_same_settings() {
         let words = ["cluster", "transfer", "3", "--control", "http://a:1,http://b:2", "--json"];
         let invocation = invoke(&words, &[]).unwrap();
-        let Invocation::Cluster(settings, asked) = invocation else { panic!("{invocation:?}") };
-        assert_eq!(asked, ClusterAction::Change(GroupChange::Transfer(NodeId(3))));
-        assert_eq!(settings.list(&settings::CLUSTER_CONTROL).len(), 2);
-        assert!(settings.is_on(&settings::CLUSTER_JSON));
+        let Invocation::Operate(settings, _asked) = invocation else { panic!("{invocation:?}") };
+        assert_eq!(settings.list(&settings::OPERATOR_CONTROL).len(), 2);
+        assert!(settings.is_on(&settings::OPERATOR_JSON));
 
         let variables = [("PHALANX_CONTROL", "http://c:3")];
-        let invocation = invoke(&["cluster", "status"], &variables).unwrap();
-        let Invocation::Cluster(settings, asked) = invocation else { panic!("{invocation:?}") };
-        assert_eq!(asked, ClusterAction::Status);
-        assert_eq!(settings.list(&settings::CLUSTER_CONTROL), ["http://c:3"]);
+        let invocation = invoke(&["alias", "list", "--stale"], &variables).unwrap();
+        let Invocation::Operate(settings, _asked) = invocation else { panic!("{invocation:?}") };
+        assert_eq!(settings.list(&settings::OPERATOR_CONTROL), ["http://c:3"]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The `phalanx` binary: every role and every tool of the cluster.
 //!
 //! ```text
-//! arguments (from settings) ──► Invocation ──► serve | control | worker | router | cluster | chat | check_config
+//! arguments (from settings) ──► Invocation ──► serve | control | worker | router | operator | chat | check_config
 //! ```
 //!
 //! Reading order: [`settings`], [`arguments`], then one file per command; [`roles`] runs the roles of a
@@ -11,11 +11,11 @@
 mod arguments;
 mod chat;
 mod check_config;
-mod cluster;
 mod control;
 mod failure;
 mod http_client;
 mod model_folder;
+mod operator;
 mod ready;
 mod relations;
 mod roles;
@@ -62,7 +62,7 @@ fn run(invocation: Invocation) -> Result<(), Failure> {
         | Invocation::Control(settings)
         | Invocation::Worker(settings)
         | Invocation::Router(settings) => Some(ReadyFile::claim(settings)?),
-        Invocation::Cluster(..) | Invocation::Chat(..) | Invocation::CheckConfig(_) => None,
+        Invocation::Operate(..) | Invocation::Chat(..) | Invocation::CheckConfig(_) => None,
     };
     let outcome = runtime.block_on(async {
         match invocation {
@@ -70,7 +70,9 @@ fn run(invocation: Invocation) -> Result<(), Failure> {
             Invocation::Control(settings) => Box::pin(control::run(&settings)).await,
             Invocation::Worker(settings) => Box::pin(worker::run(&settings)).await,
             Invocation::Router(settings) => Box::pin(router::run(&settings)).await,
-            Invocation::Cluster(settings, action) => cluster::run(&settings, action).await,
+            Invocation::Operate(settings, action) => {
+                Box::pin(operator::run(&settings, action)).await
+            }
             Invocation::Chat(settings, prompt) => Box::pin(chat::run(&settings, prompt)).await,
             Invocation::CheckConfig(path) => check_config::run(&path),
         }

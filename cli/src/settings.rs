@@ -102,9 +102,9 @@ settings! {
     READY_FILE = [telemetry] ready_file: Kind::Path, None,
         "A file to write once this process listens: JSON with the bound addresses";
 
-    CLUSTER_CONTROL = [cluster] control: Kind::Urls, Some("http://127.0.0.1:7400"),
+    OPERATOR_CONTROL = [cluster] control: Kind::Urls, Some("http://127.0.0.1:7400"),
         "Control nodes to ask; any of them answers";
-    CLUSTER_JSON = [cluster] json: Kind::Switch, Some("false"),
+    OPERATOR_JSON = [cluster] json: Kind::Switch, Some("false"),
         "Whether to print JSON in place of a table";
 
     CHAT_URL = [chat] url: Kind::Url, Some("http://127.0.0.1:8080"),
@@ -189,9 +189,9 @@ pub(crate) fn router() -> Vec<&'static Setting> {
     own.into_iter().chain(ROUTING).chain(LOGS).collect()
 }
 
-/// The options of `phalanx cluster`.
-pub(crate) fn cluster() -> Vec<&'static Setting> {
-    vec![&CLUSTER_CONTROL, &CLUSTER_JSON]
+/// The options of every operator command.
+pub(crate) fn operator() -> Vec<&'static Setting> {
+    vec![&OPERATOR_CONTROL, &OPERATOR_JSON]
 }
 
 /// The options of `phalanx chat`. It shows a conversation, not logs.
@@ -219,7 +219,7 @@ mod tests {
     fn no_key_is_listed_twice_and_every_setting_belongs_to_a_command() {
         let keys: BTreeSet<_> = ALL.iter().map(|setting| (setting.section, setting.key)).collect();
         assert_eq!(keys.len(), ALL.len());
-        let commands = [serve(), control(), worker(), router(), cluster(), chat()];
+        let commands = [serve(), control(), worker(), router(), operator(), chat()];
         for settings in &commands {
             let flags: BTreeSet<_> = settings.iter().map(|setting| setting.flag()).collect();
             assert_eq!(flags.len(), settings.len(), "a command has two options of one name");

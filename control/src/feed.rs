@@ -128,6 +128,14 @@ impl Feed {
         look(self.0.history.lock().view())
     }
 
+    /// The whole view.
+    pub(crate) fn view(&self) -> Result<ClusterView, WatchError> {
+        if self.end().lineage == Lineage(0) {
+            return Err(WatchError::NotFounded);
+        }
+        Ok(self.with_view(ClusterView::clone))
+    }
+
     /// Follows the feed from what the subscriber already has.
     pub(crate) fn subscribe(&self, after: Position) -> Result<Subscriber, WatchError> {
         let end = self.0.end.subscribe();

@@ -107,6 +107,22 @@ impl pb::control_server::Control for ControlService {
         Ok(Response::new(Box::pin(events(subscriber).take_until(until_drained))))
     }
 
+    async fn read_view(
+        &self,
+        request: Request<pb::ReadViewRequest>,
+    ) -> Result<Response<pb::ReadViewResponse>, Status> {
+        if !request.get_ref().stale {
+            let (place, message) = self.place(request).await?;
+            if let Place::Leader(id, url) = place {
+                let call = |mut stub: Stub, request| async move { stub.read_view(request).await };
+                return self.forwarder.forward((id, &url), message, call).await;
+            }
+            self.consensus.catch_up().await.map_err(|error| to_status(&error.into()))?;
+        }
+        let view = self.feed.view().map_err(|error| to_status(&error.into()))?;
+        Ok(Response::new(pb::ReadViewResponse { view: Some(view.into()), node_id: self.node_id }))
+    }
+
     async fn status(
         &self,
         _request: Request<pb::StatusRequest>,

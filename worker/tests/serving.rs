@@ -65,6 +65,13 @@ impl pb::control_server::Control for AgreeableControl {
         Ok(Response::new(tokio_stream::empty()))
     }
 
+    async fn read_view(
+        &self,
+        _request: Request<pb::ReadViewRequest>,
+    ) -> Result<Response<pb::ReadViewResponse>, Status> {
+        Err(to_status(&Fault::new(FaultCode::Internal, "nobody asks")))
+    }
+
     async fn status(
         &self,
         _request: Request<pb::StatusRequest>,

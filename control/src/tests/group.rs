@@ -202,6 +202,35 @@ async fn three_nodes_form_one_cluster_and_each_of_them_takes_writes() {
 }
 
 #[tokio::test]
+async fn a_read_at_any_node_holds_what_was_written_at_another_and_needs_a_quorum() {
+    let mut group = Group::start(LONG).await;
+    for turn in 0..9 {
+        let name = format!("turn {turn}");
+        group.put(turn % 3 + 1, &name).await;
+        let reading = group.client((turn + 1) % 3 + 1).read_view(WAIT_MAX).await.unwrap();
+        assert!(reading.view.models.contains(&model(&name)), "{name} is not read: {reading:?}");
+    }
+    let leader = group.leader(1, 0).await;
+    let [left, other] = others(leader);
+    group.shows(left, "turn 8").await;
+    group.kill(leader);
+    group.kill(other);
+
+    let client = group.client(left);
+    let patience = Duration::from_millis(500);
+    let unread = client.read_view(patience).await.unwrap_err();
+    let change = Change::PutModel(model("lost"));
+    let unwritten = client.submit_within(patience, "c", 1, change).await.unwrap_err();
+    for fault in [unread, unwritten] {
+        let hint = (fault.code, fault.retry_after);
+        assert_eq!(hint, (FaultCode::Unavailable, Some(Duration::from_secs(1))), "{fault}");
+    }
+    let stale = client.read_view_stale().await.unwrap();
+    assert_eq!(stale.node_id, NodeId(left));
+    assert!(stale.view.models.contains(&model("turn 8")));
+}
+
+#[tokio::test]
 async fn when_the_leader_dies_writes_go_on_and_it_catches_up_when_it_is_back() {
     let mut group = Group::start(LONG).await;
     group.put(1, "before").await;

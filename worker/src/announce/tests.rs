@@ -79,6 +79,13 @@ impl pb::control_server::Control for ScriptedControl {
         Ok(Response::new(Box::pin(stream::empty())))
     }
 
+    async fn read_view(
+        &self,
+        _request: Request<pb::ReadViewRequest>,
+    ) -> Result<Response<pb::ReadViewResponse>, Status> {
+        Ok(Response::new(pb::ReadViewResponse::default()))
+    }
+
     async fn status(
         &self,
         _request: Request<pb::StatusRequest>,

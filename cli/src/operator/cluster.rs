@@ -1,58 +1,69 @@
 //! `phalanx cluster`: what an operator asks of the control group, through any of its nodes.
 
-use phalanx_chassis::config::Resolved;
-use phalanx_chassis::control_client::ControlClient;
+use clap::{Arg, ArgMatches, Command};
 use phalanx_proto::change::GroupChange;
-use phalanx_proto::fault::{Fault, FaultCode};
 use phalanx_proto::id::NodeId;
 use phalanx_proto::pb::{RaftMember, StatusResponse};
 use serde_json::{Value, json};
 
+use super::session::Session;
+use super::table::{Column, Table};
+use super::{Answer, group, required, unknown_action, word};
 use crate::failure::Failure;
-use crate::{say, settings};
 
 /// What is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum ClusterAction {
+pub(crate) enum Action {
     /// Who is in the group and who leads it.
     Status,
     /// A change of the group.
     Change(GroupChange),
 }
 
-/// Does what is asked and prints the outcome.
-///
-/// # Errors
-/// `Unreachable` when no node answers or nobody leads; `Failed` when the change was refused.
-pub(crate) async fn run(resolved: &Resolved, action: ClusterAction) -> Result<(), Failure> {
-    let client = ControlClient::new(resolved.list(&settings::CLUSTER_CONTROL))
-        .map_err(|error| Failure::usage(error.to_string()))?;
-    let is_json = resolved.is_on(&settings::CLUSTER_JSON);
-    let text = match action {
-        ClusterAction::Status => {
-            let status = client.status().await.map_err(|fault| failure(&fault))?;
-            if is_json { format!("{}\n", status_json(&status)) } else { status_table(&status) }
-        }
-        ClusterAction::Change(change) => {
-            let node =
-                client.change_group(change.clone()).await.map_err(|fault| failure(&fault))?;
-            if is_json {
-                format!("{}\n", json!({"id": node.0}))
-            } else {
-                format!("{}\n", done(&change, node))
-            }
-        }
+pub(super) fn command() -> Command {
+    let id = || -> Arg {
+        required("id", "ID", "The node").value_parser(clap::value_parser!(u64).range(1..))
     };
-    say(&text);
-    Ok(())
+    let url = required("url", "URL", "Where its peers will reach it");
+    let action = |name, about| Command::new(name).about(about);
+    group("cluster", "Look at the control group and change it")
+        .subcommand(action("status", "Show who is in the group and who leads it"))
+        .subcommand(action("add", "Add a node that learns without a vote").arg(url))
+        .subcommand(action("promote", "Give a node a vote").arg(id()))
+        .subcommand(action("remove", "Take a node out for good").arg(id()))
+        .subcommand(action("transfer", "Make a voter lead").arg(id()))
 }
 
-fn failure(fault: &Fault) -> Failure {
-    match fault.code {
-        FaultCode::Unavailable | FaultCode::DeadlineExceeded | FaultCode::Draining => {
-            Failure::Unreachable(format!("no control node could answer: {fault}"))
+// === impl Action ===
+
+impl Action {
+    pub(super) fn parse(action: &str, matches: &ArgMatches) -> Result<Self, Failure> {
+        let node = || {
+            let id = matches.get_one::<u64>("id").copied();
+            id.map(NodeId).ok_or_else(|| Failure::usage("a node's id is required"))
+        };
+        Ok(Self::Change(match action {
+            "status" => return Ok(Self::Status),
+            "add" => GroupChange::Add { url: word(matches, "url")?.to_owned() },
+            "promote" => GroupChange::Promote(node()?),
+            "remove" => GroupChange::Remove(node()?),
+            "transfer" => GroupChange::Transfer(node()?),
+            other => return Err(unknown_action("cluster", other)),
+        }))
+    }
+
+    pub(super) async fn run(self, session: &Session) -> Result<Answer, Failure> {
+        match self {
+            Self::Status => {
+                let status = session.status().await?;
+                Ok(Answer { text: status_table(&status), json: status_json(&status) })
+            }
+            Self::Change(change) => {
+                let node = session.change_group(change.clone()).await?;
+                let text = format!("{}\n", done(&change, node));
+                Ok(Answer { text, json: json!({"id": node.0}) })
+            }
         }
-        _ => Failure::Failed(fault.to_string()),
     }
 }
 
@@ -79,12 +90,12 @@ fn status_table(status: &StatusResponse) -> String {
     let StatusResponse { cluster_id, node_id, term, last_applied, .. } = status;
     let mut text = format!("cluster {cluster_id}\n{leader} in term {term}; ");
     text.push_str(&format!("node {node_id} answers, and has applied {last_applied} entries\n\n"));
-    text.push_str(&format!("{:>8}  {:<8}  {}\n", "NODE", "ROLE", "URL"));
+    let mut table = Table::new([Column::Right("NODE"), Column::Left("ROLE"), Column::Left("URL")]);
     for RaftMember { id, url, role } in &status.members {
         let role = if *id == status.leader { "leader" } else { role };
-        text.push_str(&format!("{id:>8}  {role:<8}  {url}\n"));
+        table.row([id.to_string(), role.to_owned(), url.clone()]);
     }
-    text
+    text + &table.or("it belongs to no group")
 }
 
 fn done(change: &GroupChange, node: NodeId) -> String {
@@ -126,10 +137,10 @@ mod tests {
         let expected = "cluster x
 node 2 leads in term 3; node 1 answers, and has applied 42 entries
 
-    NODE  ROLE      URL
-       1  voter     http://c1:7400
-       2  leader    http://c2:7400
-      57  learner   http://c57:7400
+NODE  ROLE     URL
+   1  voter    http://c1:7400
+   2  leader   http://c2:7400
+  57  learner  http://c57:7400
 ";
         assert_eq!(status_table(&status()), expected);
     }

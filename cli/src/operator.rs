@@ -1,0 +1,121 @@
+//! What an operator asks of the cluster, through any control node.
+//!
+//! ```text
+//! cluster | worker_admin | alias ──► Session (reads as of now, writes once) ──► Answer (table or JSON)
+//! ```
+//!
+//! One file per command: its part of the command line, what it asks, and how the answer looks. Exit codes
+//! are those of [`Failure`]: 64 for a request that cannot be read, 1 for one that was refused, 69 when no
+//! control node could answer it.
+
+mod alias;
+mod cluster;
+mod model_ref;
+mod nearest;
+mod session;
+mod table;
+mod worker_admin;
+
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use phalanx_chassis::config::Resolved;
+use phalanx_proto::id::ModelName;
+use serde_json::Value;
+
+use self::session::Session;
+use crate::failure::Failure;
+use crate::{say, settings};
+
+/// What is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Of the control group.
+    Cluster(cluster::Action),
+    /// Of the workers.
+    WorkerAdmin(worker_admin::Action),
+    /// Of the aliases.
+    Alias(alias::Action),
+}
+
+/// What came of it, for people and for programs.
+#[derive(Debug)]
+struct Answer {
+    text: String,
+    json: Value,
+}
+
+/// The operator's commands, without the settings that all of them take.
+pub(crate) fn commands() -> Vec<Command> {
+    vec![cluster::command(), worker_admin::command(), alias::command()]
+}
+
+/// Does what is asked and prints the answer.
+///
+/// # Errors
+/// `Unreachable` when no node could answer; `Failed` when the cluster refused.
+pub(crate) async fn run(resolved: &Resolved, action: Action) -> Result<(), Failure> {
+    let mut session = Session::new(resolved.list(&settings::OPERATOR_CONTROL))?;
+    let answer = match action {
+        Action::Cluster(action) => action.run(&session).await?,
+        Action::WorkerAdmin(action) => action.run(&mut session).await?,
+        Action::Alias(action) => action.run(&mut session).await?,
+    };
+    if resolved.is_on(&settings::OPERATOR_JSON) {
+        say(&format!("{}\n", answer.json));
+    } else {
+        say(&answer.text);
+    }
+    Ok(())
+}
+
+// === impl Action ===
+
+impl Action {
+    /// Reads the words after `phalanx COMMAND`.
+    ///
+    /// # Errors
+    /// `Usage`, with what is wrong.
+    pub(crate) fn parse(command: &str, matches: &ArgMatches) -> Result<Self, Failure> {
+        let Some((action, matches)) = matches.subcommand() else {
+            return Err(Failure::usage(format!("{command} needs an action")));
+        };
+        match command {
+            "cluster" => cluster::Action::parse(action, matches).map(Self::Cluster),
+            "worker-admin" => worker_admin::Action::parse(action, matches).map(Self::WorkerAdmin),
+            "alias" => alias::Action::parse(action, matches).map(Self::Alias),
+            other => Err(Failure::usage(format!("unknown command {other}"))),
+        }
+    }
+}
+
+/// A command that only groups actions.
+fn group(name: &'static str, about: &'static str) -> Command {
+    Command::new(name).about(about).subcommand_required(true).arg_required_else_help(true)
+}
+
+/// The action that shows everything of a kind.
+fn list(about: &'static str) -> Command {
+    let stale = "Show what one node has at hand, which may lag behind; needs no leader";
+    Command::new("list")
+        .about(about)
+        .arg(Arg::new("stale").long("stale").action(ArgAction::SetTrue).help(stale))
+}
+
+/// A word that must be given.
+fn required(id: &'static str, value_name: &'static str, help: &'static str) -> Arg {
+    Arg::new(id).value_name(value_name).required(true).help(help)
+}
+
+/// The word given for a [`required`] argument.
+fn word<'a>(matches: &'a ArgMatches, id: &str) -> Result<&'a str, Failure> {
+    let word = matches.get_one::<String>(id).filter(|word| !word.is_empty());
+    word.map(String::as_str).ok_or_else(|| Failure::usage(format!("{id} is required")))
+}
+
+/// The name given as `id`.
+fn name(matches: &ArgMatches, id: &str) -> Result<ModelName, Failure> {
+    word(matches, id).map(ModelName::from)
+}
+
+fn unknown_action(command: &str, action: &str) -> Failure {
+    Failure::usage(format!("unknown command {command} {action}"))
+}
