@@ -7,9 +7,11 @@ use std::fmt;
 use phalanx_proto::api_key;
 use phalanx_proto::change::{Change, Registration};
 use phalanx_proto::fault::Fault;
-use phalanx_proto::id::{KeyId, Lineage, ModelName, Revision, TenantName};
+use phalanx_proto::id::{KeyId, Lineage, ModelName, Revision, TenantName, ViewIndex};
 use phalanx_proto::view::{Alias, AliasTarget, ApiKey, GroupRank, Model, Scope, ServedModel};
 use serde::{Deserialize, Serialize};
+
+use crate::state::StateHash;
 
 /// The longest name, revision, zone, instance or client id, in bytes. Digests take 64 to 71.
 pub const TEXT_BYTES_MAX: usize = 256;
@@ -63,6 +65,15 @@ pub enum Command {
         /// What.
         change: Change,
     },
+    /// The hash that the leader's state had at an index, for every replica to compare its own with.
+    Checkpoint {
+        /// Where.
+        index: ViewIndex,
+        /// What was hashed: see [`crate::state::HASH_SCHEMA`].
+        schema: u32,
+        /// The leader's.
+        hash: StateHash,
+    },
     /// A change the leader itself asks for. To repeat it is harmless, so nothing is remembered of it.
     Internal(Change),
 }
@@ -73,6 +84,7 @@ impl fmt::Display for Command {
             Self::Found { cluster_id, .. } => write!(f, "found {cluster_id}"),
             Self::Register(registration) => write!(f, "register {}", registration.address),
             Self::Submit { client, sequence, .. } => write!(f, "submit {client}/{sequence}"),
+            Self::Checkpoint { index, .. } => write!(f, "checkpoint of {index}"),
             Self::Internal(_) => f.write_str("internal change"),
         }
     }
@@ -84,7 +96,7 @@ impl fmt::Display for Command {
 /// [`phalanx_proto::fault::FaultCode::InvalidRequest`], naming the field and its limit.
 pub fn validate(command: &Command) -> Result<(), Fault> {
     match command {
-        Command::Found { .. } | Command::Internal(_) => Ok(()),
+        Command::Found { .. } | Command::Checkpoint { .. } | Command::Internal(_) => Ok(()),
         Command::Register(registration) => validate_registration(registration),
         Command::Submit { client, change, .. } => {
             check_text("client", client)?;
@@ -219,7 +231,8 @@ fn check_key_id(id: &KeyId) -> Result<(), Fault> {
     if api_key::is_id(id) {
         return Ok(());
     }
-    let message = format!("key id {id:?} does not have {} letters and digits", api_key::ID_CHARS);
+    let message =
+        format!("key id {:?} does not have {} letters and digits", id.as_str(), api_key::ID_CHARS);
     Err(Fault::invalid("key.id", message))
 }
 

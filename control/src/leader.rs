@@ -1,5 +1,5 @@
-//! What only the leader does: give a new cluster its identity, keep the members' leases, and fence whoever
-//! let theirs run out.
+//! What only the leader does: give a new cluster its identity, keep the members' leases, fence whoever let
+//! theirs run out, and have the replicas compared.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -84,6 +84,7 @@ impl Leadership {
             }
             if self.is_established() {
                 self.fence_silent(&consensus, &feed).await;
+                compare_replicas(&consensus).await;
             }
         }
     }
@@ -137,6 +138,14 @@ impl Leadership {
 
     fn now(&self) -> Millis {
         Millis(u64::try_from(self.0.started.elapsed().as_millis()).unwrap_or(u64::MAX))
+    }
+}
+
+/// Puts the leader's hash into the log when one is due.
+async fn compare_replicas(consensus: &Consensus) {
+    let Some(checkpoint) = consensus.checkpoint_due() else { return };
+    if let Err(error) = consensus.propose(checkpoint).await {
+        tracing::debug!(%error, "cannot compare the replicas yet, trying again");
     }
 }
 

@@ -205,11 +205,14 @@ impl Node {
         let mut duties = JoinSet::new();
         duties.spawn(vouch(consensus.statuses(), feed.clone()));
         duties.spawn(leadership.run(Arc::clone(&consensus), feed));
-        duties.spawn(gauges.follow(consensus.statuses()));
+        duties.spawn(gauges.clone().follow(consensus.statuses()));
 
         let result = tokio::select! {
             served = serve(incoming, service, drain) => served,
-            reason = consensus.failed() => Err(RunError::Raft(reason)),
+            reason = consensus.failed() => {
+                gauges.state_mismatch.set(u64::from(consensus.has_drifted()));
+                Err(RunError::Raft(reason))
+            }
         };
         duties.shutdown().await;
         consensus.stop().await;
@@ -273,17 +276,21 @@ struct RaftGauges {
     leader: Gauge<u64, AtomicU64>,
     last_applied: Gauge<u64, AtomicU64>,
     voters: Gauge<u64, AtomicU64>,
+    /// 1 once the state differs from the leader's; the node is then about to end.
+    state_mismatch: Gauge<u64, AtomicU64>,
 }
 
 impl RaftGauges {
     fn register(metrics: &Metrics) -> Self {
         let gauges = Self::default();
         metrics.register(|registry| {
-            let Self { term, leader, last_applied, voters } = gauges.clone();
+            let Self { term, leader, last_applied, voters, state_mismatch } = gauges.clone();
             registry.register("raft_term", "Term of the Raft group", term);
             registry.register("raft_leader", "Node that leads the Raft group, 0 for none", leader);
             registry.register("raft_last_applied", "Index of the last entry applied", last_applied);
             registry.register("raft_voters", "Voters in the Raft group", voters);
+            let help = "1 once this node's state differs from the leader's at the same index";
+            registry.register("raft_state_mismatch", help, state_mismatch);
         });
         gauges
     }

@@ -1,6 +1,7 @@
 //! Which commands are refused before they are proposed, and with what words.
 
-use phalanx_proto::view::{Capacity, MemberRole};
+use phalanx_proto::id::{Epoch, MemberId};
+use phalanx_proto::view::{Capacity, KeyLimits, KeySecret, MemberRole};
 
 use super::*;
 
@@ -92,4 +93,72 @@ fn an_alias_has_targets_and_weight() {
         Some(("alias.targets", "alias.targets has 17 entries, at most 16 are allowed")),
     );
     check_change(Change::RemoveAlias("".into()), Some(("name", "name is empty")));
+}
+
+#[test]
+fn a_shadow_is_none_of_the_targets() {
+    let shadowed = |revision: Option<&str>| {
+        let revision = revision.map(Into::into);
+        let shadow = Some(AliasTarget { model: "m".into(), revision, weight: 0 });
+        Change::SetAlias(Alias { shadow, ..alias(&[1]) })
+    };
+    check_change(shadowed(Some("r2")), None);
+    let refusal = "shadow m of alias a is one of its targets";
+    check_change(shadowed(None), Some(("alias.shadow", refusal)));
+}
+
+#[test]
+fn a_deployment_and_a_group_keep_to_their_limits() {
+    let deploy = |replicas, tp| {
+        let (name, revision) = ("m".into(), "r".into());
+        Change::SetDeployment { name, revision, replicas, tp }
+    };
+    check_change(deploy(0, 1), None);
+    check_change(deploy(1024, 64), None);
+    let replicas = "deployment.replicas is 1025, it must be 0 to 1024";
+    check_change(deploy(1025, 1), Some(("deployment.replicas", replicas)));
+    let tp = "deployment.tp is 0, it must be 1 to 64";
+    check_change(deploy(1, 0), Some(("deployment.tp", tp)));
+
+    let rank = |device| GroupRank { member_id: MemberId(4), member_epoch: Epoch(6), device };
+    let form = |devices: &[u32]| Change::FormGroup {
+        group: None,
+        deployment: "m".into(),
+        revision: "r".into(),
+        ranks: devices.iter().map(|device| rank(*device)).collect(),
+    };
+    check_change(form(&[0, 1]), None);
+    check_change(form(&[]), Some(("ranks", "ranks is 0, it must be 1 to 64")));
+    let twice = "device 1 of member 4 is listed twice";
+    check_change(form(&[1, 0, 1]), Some(("ranks", twice)));
+}
+
+#[test]
+fn a_key_and_a_setting_keep_to_their_limits() {
+    let key = |id: &str, secrets| {
+        let (pepper_version, not_before_ms, expires_ms) = (1, 0, None);
+        let secret = KeySecret { hmac: [0; 32].into(), pepper_version, not_before_ms, expires_ms };
+        Change::PutKey(ApiKey {
+            id: id.into(),
+            tenant: "t".into(),
+            scopes: BTreeSet::new(),
+            limits: KeyLimits::default(),
+            secrets: vec![secret; secrets],
+            expires_ms: None,
+            revoked: false,
+        })
+    };
+    check_change(key("0123456789ab", 2), None);
+    let secrets = "key.secrets is 3, it must be 1 to 2";
+    check_change(key("0123456789ab", 3), Some(("key.secrets", secrets)));
+    let id = "key id \"k-1\" does not have 12 letters and digits";
+    check_change(key("k-1", 1), Some(("key.id", id)));
+
+    let put = |bytes| {
+        let (key, value) = ("s".to_owned(), "v".repeat(bytes));
+        Change::PutSetting { key, value }
+    };
+    check_change(put(4096), None);
+    let value = "setting.value has 4097 bytes, at most 4096 are allowed";
+    check_change(put(4097), Some(("setting.value", value)));
 }

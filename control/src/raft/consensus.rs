@@ -19,6 +19,7 @@ use super::log::Log;
 use super::machine::Machine;
 use super::network::Network;
 use super::{Types, config};
+use crate::checkpoint::Checkpoints;
 use crate::command::Command;
 use crate::feed::Feed;
 use crate::host::{Host, OpenedLog, off_the_runtime};
@@ -62,6 +63,7 @@ pub(crate) struct Consensus {
     raft: Raft<Types, Machine>,
     identity: Identity,
     contact: Contact,
+    checkpoints: Arc<Mutex<Checkpoints>>,
     handle: Handle,
     /// Taken when the node stops.
     threads: Mutex<Option<Threads>>,
@@ -137,6 +139,7 @@ impl Consensus {
         let runtime = OwnRuntime(host.raft_runtime().map_err(StartConsensusError::Threads)?);
         let config = Arc::new(config::config().map_err(|error| raft_error(&error))?);
         let machine = Machine::new(folder, feed, Arc::clone(&host));
+        let checkpoints = machine.checkpoints();
         // Raft spawns its tasks on the runtime that starts it.
         let network = Network(Peers::new(identity.clone(), Arc::clone(&host)));
         let start = Raft::new(node_id.0, config, network, log, machine);
@@ -144,7 +147,8 @@ impl Consensus {
         let started = handle.spawn(start).await.map_err(|error| raft_error(&error))?;
         let raft = started.map_err(|error| raft_error(&error))?;
         let threads = Mutex::new(Some(Threads { writer, runtime }));
-        let consensus = Self { raft, identity, contact: Contact::default(), handle, threads };
+        let contact = Contact::default();
+        let consensus = Self { raft, identity, contact, checkpoints, handle, threads };
         if let Some(recovered) = consensus.cluster_id().await {
             // Directories from before the id had a file of its own.
             consensus.identity.cluster_id_or(&recovered).await?;
@@ -226,6 +230,22 @@ impl Consensus {
         Ok(id.to_string())
     }
 
+    /// Gives this replica a state that no log led to.
+    #[cfg(test)]
+    pub(crate) async fn drift(&self) {
+        let drift = self.raft.with_state_machine(|machine| {
+            machine.drift();
+            Box::pin(async {})
+        });
+        drift.await.unwrap();
+    }
+
+    /// The last index at which the replicas were compared.
+    #[cfg(test)]
+    pub(crate) fn compared(&self) -> u64 {
+        self.checkpoints.lock().compared().0
+    }
+
     /// Snapshots the state and drops the log up to there; gives that index.
     #[cfg(test)]
     pub(crate) async fn compact(&self) -> u64 {
@@ -278,6 +298,16 @@ impl Consensus {
             }
         });
         receiver
+    }
+
+    /// What this node, as the leader, should put into the log for its replicas to compare.
+    pub(crate) fn checkpoint_due(&self) -> Option<Command> {
+        self.checkpoints.lock().due()
+    }
+
+    /// Whether this node's state turned out to differ from the leader's.
+    pub(crate) fn has_drifted(&self) -> bool {
+        self.checkpoints.lock().has_drifted()
     }
 
     /// Resolves, with the reason, when the node can no longer take part: the process has to end.

@@ -7,9 +7,12 @@ use std::sync::Arc;
 use futures::{Stream, StreamExt as _};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
+use parking_lot::Mutex;
 use phalanx_proto::id::{Lineage, ViewIndex};
 
 use super::{Entry, LogId, Membership, SnapshotMeta, Types, convert};
+use crate::checkpoint::{Checkpoints, DriftError};
+use crate::command::Command;
 use crate::feed::{Feed, Position};
 use crate::host::{Host, off_the_runtime};
 use crate::state::{Reply, State};
@@ -28,6 +31,7 @@ pub(super) struct Machine {
     membership: Membership,
     folder: SnapshotFolder,
     feed: Feed,
+    checkpoints: Arc<Mutex<Checkpoints>>,
     host: Arc<dyn Host>,
 }
 
@@ -47,15 +51,30 @@ impl Machine {
     /// An empty machine; the library installs the latest snapshot and replays the log.
     pub(super) fn new(folder: SnapshotFolder, feed: Feed, host: Arc<dyn Host>) -> Self {
         let (state, applied, membership) = (State::default(), None, Membership::default());
-        Self { state, applied, membership, folder, feed, host }
+        let checkpoints = Arc::default();
+        Self { state, applied, membership, folder, feed, checkpoints, host }
+    }
+
+    /// How this replica compares with the others; shared with whoever reports it.
+    pub(super) fn checkpoints(&self) -> Arc<Mutex<Checkpoints>> {
+        Arc::clone(&self.checkpoints)
+    }
+
+    /// Gives this replica a state that no log led to.
+    #[cfg(test)]
+    pub(super) fn drift(&mut self) {
+        self.state.drift();
     }
 
     pub(super) const fn state(&self) -> &State {
         &self.state
     }
 
-    fn apply_entry(&mut self, entry: Entry) -> Reply {
+    fn apply_entry(&mut self, entry: Entry) -> Result<Reply, DriftError> {
         let index = ViewIndex(entry.log_id.index);
+        if let EntryPayload::Normal(Command::Checkpoint { index, schema, hash }) = &entry.payload {
+            self.checkpoints.lock().compare(*index, *schema, *hash)?;
+        }
         let (reply, ops) = match entry.payload {
             EntryPayload::Normal(command) => {
                 let outcome = self.state.apply(index, &command);
@@ -72,8 +91,9 @@ impl Machine {
             }
         };
         self.applied = Some(entry.log_id);
+        self.checkpoints.lock().applied(&self.state);
         self.feed.publish(Position { lineage: self.state.view().lineage, index }, ops);
-        reply
+        Ok(reply)
     }
 }
 
@@ -91,7 +111,8 @@ impl RaftStateMachine<Types> for Machine {
     {
         while let Some(item) = entries.next().await {
             let (entry, responder) = item?;
-            let reply = self.apply_entry(entry);
+            // An error here stops the node for good: Raft takes it for a broken disk.
+            let reply = self.apply_entry(entry).map_err(io::Error::other)?;
             if let Some(responder) = responder {
                 responder.send(reply);
             }
@@ -119,6 +140,7 @@ impl RaftStateMachine<Types> for Machine {
         write(&*self.host, self.folder.clone(), snapshot).await?;
         self.feed.reset(state.view().clone());
         self.state = state;
+        self.checkpoints.lock().restored();
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
         Ok(())

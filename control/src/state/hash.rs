@@ -57,3 +57,28 @@ impl From<StateHash> for String {
         hash.to_string()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use phalanx_proto::id::ViewIndex;
+
+    use super::*;
+
+    #[test]
+    fn a_hash_is_read_back_as_it_is_written() {
+        let hash = State::default().hash();
+        assert_eq!(StateHash::try_from(String::from(hash)).unwrap(), hash);
+        assert!(StateHash::try_from("5a".to_owned()).is_err());
+    }
+
+    #[test]
+    fn whatever_differs_changes_the_hash() {
+        let (mut state, mut later) = (State::default(), State::default());
+        state.skip(ViewIndex(1));
+        later.skip(ViewIndex(2));
+        assert_ne!(state.hash(), later.hash());
+        let before = state.hash();
+        state.drift();
+        assert_ne!(state.hash(), before);
+    }
+}

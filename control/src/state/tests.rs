@@ -166,3 +166,17 @@ fn a_cluster_is_founded_once() {
     let state = check(&[found("first", 7), found("second", 8)], &applied(2));
     assert_eq!((state.cluster_id(), state.view().lineage), (Some("first"), Lineage(7)));
 }
+
+/// When this fails, the hashed form has changed: [`HASH_SCHEMA`] must, too.
+#[test]
+fn the_hashed_form_is_that_of_the_schema() {
+    let mut state = State::default();
+    let found = Command::Found { cluster_id: "x".to_owned(), lineage: Lineage(7) };
+    apply_all(&mut state, &groups::serving());
+    let some = [found, access::tenant(), access::put(access::key("k")), access::put_setting("v")];
+    apply_all(&mut state, &some);
+    let rollback = [names::set("a", &["n"]), names::set("a", &["o"]), submit("c", 1, fence(9, 9))];
+    apply_all(&mut state, &rollback);
+    let hash = "45ce7cc6f8ed1ba9f51d4af47487975033a1b618a6ea273dd6526e58a5cf845d";
+    assert_eq!((HASH_SCHEMA, state.hash().to_string().as_str()), (1, hash));
+}

@@ -1,6 +1,8 @@
 //! Groups of three nodes, each on a runtime of its own so that it can be killed, behind wires that can be
 //! cut.
 
+mod drift;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,6 +19,7 @@ use phalanx_proto::pb;
 use phalanx_proto::view::{MemberState, Model};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
 use tokio::time::{interval, timeout};
 use tonic::Code;
 
@@ -27,7 +30,7 @@ use crate::identity::Identity;
 use crate::liveness::Timings;
 use crate::raft::Consensus;
 use crate::store::identity::IdentityFile;
-use crate::{Control, ControlConfig, StartError};
+use crate::{Control, ControlConfig, RunError, StartError};
 
 /// Between two looks at something that comes true by itself.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -37,6 +40,8 @@ struct Killable {
     /// Taken when it is killed.
     runtime: Option<Runtime>,
     consensus: Arc<Consensus>,
+    metrics: Metrics,
+    run: JoinHandle<Result<(), RunError>>,
     _trigger: DrainTrigger,
 }
 
@@ -58,8 +63,9 @@ impl Killable {
             .unwrap();
         let (trigger, drain) = drain::channel();
         let timings = Timings { heartbeat_every: ttl / 3, ttl };
-        let bind =
-            async move { Control::bind_with(config, timings, &Metrics::default(), drain).await };
+        let metrics = Metrics::default();
+        let shown = metrics.clone();
+        let bind = async move { Control::bind_with(config, timings, &shown, drain).await };
         let bound = runtime.spawn(bind).await.unwrap();
         let control = match bound {
             Ok(control) => control,
@@ -69,8 +75,9 @@ impl Killable {
             }
         };
         let (consensus, address) = (control.consensus(), control.local_addr());
-        runtime.spawn(control.run());
-        Ok((Self { runtime: Some(runtime), consensus, _trigger: trigger }, address))
+        let run = runtime.spawn(control.run());
+        let runtime = Some(runtime);
+        Ok((Self { runtime, consensus, metrics, run, _trigger: trigger }, address))
     }
 }
 

@@ -8,7 +8,7 @@ use phalanx_proto::view::{
 
 use super::*;
 
-fn tenant() -> Command {
+pub(super) fn tenant() -> Command {
     let (name, limits) = ("t".into(), TenantLimits::default());
     let tenant = Tenant { name, limits, priority: 1, cache: CachePolicy::Off };
     Command::Internal(Change::PutTenant(tenant))
@@ -18,7 +18,7 @@ fn secret(byte: u8, expires_ms: Option<u64>) -> KeySecret {
     KeySecret { hmac: [byte; 32].into(), pepper_version: 1, not_before_ms: 0, expires_ms }
 }
 
-fn key(id: &str) -> ApiKey {
+pub(super) fn key(id: &str) -> ApiKey {
     ApiKey {
         id: id.into(),
         tenant: "t".into(),
@@ -30,8 +30,13 @@ fn key(id: &str) -> ApiKey {
     }
 }
 
-fn put(key: ApiKey) -> Command {
+pub(super) fn put(key: ApiKey) -> Command {
     Command::Internal(Change::PutKey(key))
+}
+
+pub(super) fn put_setting(value: &str) -> Command {
+    let (key, value) = ("s".to_owned(), value.to_owned());
+    Command::Internal(Change::PutSetting { key, value })
 }
 
 fn rotate(byte: u8, old_expires_ms: u64) -> Command {
@@ -106,10 +111,7 @@ fn a_tenant_goes_with_its_revoked_keys_and_not_before() {
 
 #[test]
 fn a_setting_has_the_version_of_its_last_change() {
-    let put = |value: &str| {
-        let (key, value) = ("s".to_owned(), value.to_owned());
-        Command::Internal(Change::PutSetting { key, value })
-    };
+    let put = put_setting;
     let remove = Command::Internal(Change::RemoveSetting("s".to_owned()));
     let state = check(&[put("v"), put("v")], &applied(2));
     let (key, value) = ("s".to_owned(), "v".to_owned());

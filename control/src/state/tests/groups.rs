@@ -49,7 +49,7 @@ fn formed() -> Vec<Command> {
 }
 
 /// As [`formed`], with both ranks ready and rank 0's member serving the model.
-fn serving() -> Vec<Command> {
+pub(super) fn serving() -> Vec<Command> {
     let meet = [publish(group(4, 4), 1), ready(group(4, 4), 0), ready(group(4, 4), 1), serve(1)];
     [formed(), meet.to_vec()].concat()
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn set(name: &str, models: &[&str]) -> Command {
+pub(super) fn set(name: &str, models: &[&str]) -> Command {
     Command::Internal(Change::SetAlias(to(name, models)))
 }
 

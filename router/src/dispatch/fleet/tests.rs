@@ -101,6 +101,14 @@ async fn only_connected_ready_engines_of_the_model_are_candidates() {
 }
 
 #[tokio::test]
+async fn a_worker_that_serves_something_else_under_its_epoch_is_routed_by_that() {
+    let (fleet, _changes) = Fleet::default().next(view([ViewOp::PutMember(member(1, 10, &[]))]));
+    let (fleet, changes) = fleet.next(view([ViewOp::PutMember(member(1, 10, &[("m", "r")]))]));
+    assert_eq!((changes.opened.len(), changes.closed.len()), (1, 1));
+    assert!(fleet.engines[&MemberId(1)].revision(&"m".into()).is_some());
+}
+
+#[tokio::test]
 async fn an_alias_splits_by_weight_among_targets_that_are_alive() {
     let fleet = fleet([
         ViewOp::PutMember(member(1, 1, &[("m", "old")])),
