@@ -1,5 +1,5 @@
 //! What every process of the cluster does, whatever its role: configuration, logs and metrics, draining,
-//! backing off, and following the cluster view.
+//! backing off, whole files, and following the cluster view.
 //!
 //! Deliberately absent: anything that only one role does.
 #![forbid(unsafe_code)]
@@ -13,3 +13,4 @@ pub mod serve_metrics;
 pub mod signals;
 pub mod telemetry;
 pub mod watch;
+pub mod whole_file;

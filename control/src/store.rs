@@ -8,7 +8,6 @@
 //!
 //! No type of the Raft library is stored: see [`record`] for what is. Everything here blocks.
 
-mod file;
 pub(crate) mod identity;
 pub(crate) mod record;
 mod redb;
@@ -16,7 +15,9 @@ pub(crate) mod snapshot;
 pub(crate) mod writer;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use phalanx_chassis::whole_file::FileError;
 
 use self::record::{EntryRecord, LogPosition, VoteRecord};
 pub(crate) use self::redb::RedbStore;
@@ -60,14 +61,16 @@ pub(crate) enum StoreError {
     Locked { path: PathBuf },
     #[error("data directory belongs to control node {found}, not to {expected}")]
     OtherNode { found: u64, expected: u64 },
-    #[error("{what} is of format version {found}, this build reads {expected}")]
-    Version { what: &'static str, found: u32, expected: u32 },
+    #[error("{what} is of format version {found}, this build reads up to {latest}")]
+    Version { what: &'static str, found: u32, latest: u32 },
+    #[error("{what} is over {bytes_max} bytes, the most that is taken")]
+    TooLarge { what: &'static str, bytes_max: u64 },
     #[error("{what} is damaged: {reason}")]
     Damaged { what: &'static str, reason: String },
     #[error("writing was interrupted: {reason}")]
     Interrupted { reason: String },
-    #[error("cannot {action} {path}")]
-    File { action: &'static str, path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    File(#[from] FileError),
     #[error("log store failed")]
     Log(#[source] Box<::redb::Error>),
     #[error("log store failed before: {first}")]
@@ -78,6 +81,10 @@ impl From<StoreError> for io::Error {
     fn from(error: StoreError) -> Self {
         Self::other(chain(&error))
     }
+}
+
+fn file_error(action: &'static str, path: &Path, source: io::Error) -> StoreError {
+    FileError { action, path: path.to_owned(), source }.into()
 }
 
 /// An error and its causes on one line, for errors that cross into a library that would drop the causes.

@@ -1,5 +1,6 @@
 //! Whole nodes on loopback, called as workers and routers call them.
 
+mod golden;
 mod group;
 mod link;
 

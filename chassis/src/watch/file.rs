@@ -1,11 +1,13 @@
 //! The view as a file: written whole or not at all, and ignored when it cannot be read.
 
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::fs;
+use std::io;
 use std::path::Path;
 
 use phalanx_proto::view::ClusterView;
 use serde::{Deserialize, Serialize};
+
+use crate::whole_file::{self, FileError};
 
 /// The format written. A file of another version is ignored: the view comes back from the control plane.
 const VERSION: u32 = 1;
@@ -17,16 +19,14 @@ struct Saved<V> {
 }
 
 /// Replaces the file at `path`: a crash leaves the old file or the new one.
-pub(super) fn save(path: &Path, view: &ClusterView) -> io::Result<()> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let parent = parent.unwrap_or_else(|| Path::new("."));
-    fs::create_dir_all(parent)?;
-    let temporary = path.with_extension("tmp");
-    let mut file = File::create(&temporary)?;
-    file.write_all(&serde_json::to_vec(&Saved { version: VERSION, view })?)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    File::open(parent)?.sync_all()
+pub(super) fn save(path: &Path, view: &ClusterView) -> Result<(), FileError> {
+    let bytes = serde_json::to_vec(&Saved { version: VERSION, view }).map_err(|error| {
+        FileError { action: "encode the view for", path: path.to_owned(), source: error.into() }
+    })?;
+    if let Some(folder) = path.parent() {
+        whole_file::create_folder(folder)?;
+    }
+    whole_file::write(path, &bytes)
 }
 
 /// The view saved at `path`, if there is one that can be read.

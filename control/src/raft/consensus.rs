@@ -9,6 +9,7 @@ use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::errors::{ClientWriteError, ForwardToLeader, InitializeError, RaftError};
 use openraft::{BasicNode, Raft, RaftMetrics, ReadPolicy};
 use parking_lot::Mutex;
+use phalanx_chassis::whole_file;
 use phalanx_proto::id::NodeId;
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::watch;
@@ -364,11 +365,7 @@ impl NodeStatus {
 
 fn open(options: &ConsensusOptions) -> Result<Opened, StoreError> {
     let ConsensusOptions { node_id, data_dir, peers, host, .. } = options;
-    std::fs::create_dir_all(data_dir).map_err(|source| StoreError::File {
-        action: "create",
-        path: data_dir.clone(),
-        source,
-    })?;
+    whole_file::create_folder(data_dir)?;
     let OpenedLog { stored, queue, writer } = host.open_log(data_dir, *node_id)?;
     let folder = SnapshotFolder::open(data_dir.join("snapshots"))?;
     let configured = peers.keys().copied().collect();

@@ -12,6 +12,7 @@ use openraft::storage::{
 };
 use openraft::testing::log::{StoreBuilder, Suite};
 use openraft::{BasicNode, EntryPayload, Membership, Raft, StorageError};
+use phalanx_chassis::whole_file::FileError;
 use phalanx_proto::change::Change;
 use phalanx_proto::id::NodeId;
 use phalanx_proto::view::Model;
@@ -120,11 +121,8 @@ impl LogStore for FullDisk {
         if writes.iter().all(|write| matches!(write, LogWrite::Vote(_))) {
             return Ok(());
         }
-        Err(StoreError::File {
-            action: "sync",
-            path: "log".into(),
-            source: std::io::Error::other("no space left"),
-        })
+        let source = std::io::Error::other("no space left");
+        Err(FileError { action: "sync", path: "log".into(), source }.into())
     }
 }
 

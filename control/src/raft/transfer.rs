@@ -4,9 +4,7 @@
 //! its name is the digest of its body, which every leader writes alike.
 
 use super::wire::MessageError;
-
-/// The largest snapshot taken: several times that of the largest cluster the state machine allows.
-pub(super) const SNAPSHOT_BYTES_MAX: u64 = 64 << 20;
+use crate::store::snapshot::format::BODY_BYTES_MAX;
 
 /// The most data in one part; far below the largest message, so that heartbeats pass between parts.
 pub(super) const PART_BYTES_MAX: usize = 1 << 20;
@@ -45,7 +43,7 @@ pub(super) enum Taken {
 /// A part that cannot be of any snapshot.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum TransferError {
-    #[error("snapshot has {bytes} bytes, at most {SNAPSHOT_BYTES_MAX} are taken")]
+    #[error("snapshot has {bytes} bytes, at most {BODY_BYTES_MAX} are taken")]
     TooLarge { bytes: u64 },
     #[error("snapshot part of {bytes} bytes at {offset} goes beyond the end at {total_bytes}")]
     BeyondEnd { bytes: u64, offset: u64, total_bytes: u64 },
@@ -63,7 +61,7 @@ impl Incoming {
         let Part { total_bytes, offset, data, .. } = part;
         let digest = blake3::Hash::from_slice(part.digest)
             .map_err(|_size| MessageError::Missing { field: "digest" })?;
-        if total_bytes > SNAPSHOT_BYTES_MAX {
+        if total_bytes > BODY_BYTES_MAX {
             return Err(TransferError::TooLarge { bytes: total_bytes });
         }
         let bytes = length(data);

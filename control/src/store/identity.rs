@@ -4,11 +4,11 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use phalanx_chassis::whole_file;
 use serde::{Deserialize, Serialize};
 
-use super::StoreError;
-use super::file::{file_error, write_whole};
 use super::record::{decode, encode};
+use super::{StoreError, file_error};
 
 const FILE_NAME: &str = "cluster.json";
 const WHAT: &str = "cluster id";
@@ -43,7 +43,7 @@ impl IdentityFile {
     /// On disk when this returns.
     pub(crate) fn write(&self, cluster_id: &str) -> Result<(), StoreError> {
         let record = IdentityRecord { cluster_id: cluster_id.to_owned() };
-        write_whole(&self.path, &encode(WHAT, &record)?)
+        Ok(whole_file::write(&self.path, &encode(WHAT, &record)?)?)
     }
 }
 

@@ -72,8 +72,8 @@ where
         return Err(StoreError::Damaged { what, reason: "it is empty".to_owned() });
     };
     if *version != VERSION {
-        let (found, expected) = (u32::from(*version), u32::from(VERSION));
-        return Err(StoreError::Version { what, found, expected });
+        let (found, latest) = (u32::from(*version), u32::from(VERSION));
+        return Err(StoreError::Version { what, found, latest });
     }
     serde_json::from_slice(json).map_err(|error| damaged(what, &error))
 }

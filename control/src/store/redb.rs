@@ -1,8 +1,8 @@
 //! The log in one redb file. A transaction keeps the order of vote, append, truncate and purge.
 
-use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use phalanx_chassis::whole_file;
 use phalanx_proto::id::NodeId;
 use redb::{
     Builder, Database, DatabaseError, ReadableDatabase as _, ReadableTable, Table, TableDefinition,
@@ -43,7 +43,7 @@ impl RedbStore {
                     other => failed(other),
                 }
             })?;
-        sync_folder(folder)?;
+        whole_file::sync_folder(folder)?;
         let store = Self { database };
         store.claim(node)?;
         Ok(store)
@@ -156,16 +156,6 @@ where
 
 fn failed(error: impl Into<redb::Error>) -> StoreError {
     StoreError::Log(Box::new(error.into()))
-}
-
-/// Makes a name in `folder` as durable as the file it names.
-pub(super) fn sync_folder(folder: &Path) -> Result<(), StoreError> {
-    let synced = File::open(folder).and_then(|folder| folder.sync_all());
-    synced.map_err(|source| StoreError::File {
-        action: "sync",
-        path: PathBuf::from(folder),
-        source,
-    })
 }
 
 #[cfg(test)]

@@ -1,25 +1,20 @@
-//! Snapshots as files.
+//! Snapshots as files, in the [`format`]'s bytes.
 //!
-//! ```text
-//! magic (8) | version u32 | header length u32 | header, JSON | body | blake3 of all before (32)
-//! ```
-//!
-//! Numbers are little-endian. A file is written under another name, synced, renamed, and its folder synced,
-//! so that a crash leaves the whole file or none. The latest two are kept.
+//! A file is written under another name, synced, renamed, and its folder synced, so that a crash leaves the
+//! whole file or none. The latest two are kept.
+
+pub(crate) mod format;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use phalanx_chassis::whole_file;
 use serde::{Deserialize, Serialize};
 
-use super::StoreError;
-use super::file::{file_error, write_whole};
+use self::format::FILE_BYTES_MAX;
 use super::record::{LogPosition, MembershipRecord};
+use super::{StoreError, file_error};
 
-const MAGIC: &[u8; 8] = b"PHXSNAP\n";
-const VERSION: u32 = 1;
-const PREFIX_BYTES: usize = MAGIC.len() + 8;
-const DIGEST_BYTES: usize = 32;
 const WHAT: &str = "snapshot";
 
 /// The one in use and the one before it, in case the latest turns out damaged.
@@ -55,9 +50,9 @@ pub(crate) struct SnapshotFolder {
 impl SnapshotFolder {
     /// Opens or creates the folder, and clears away what a crash left half-written.
     pub(crate) fn open(path: PathBuf) -> Result<Self, StoreError> {
-        fs::create_dir_all(&path).map_err(|source| file_error("create", &path, source))?;
+        whole_file::create_folder(&path)?;
         let folder = Self { path };
-        for file in folder.files("tmp")? {
+        for file in folder.files(whole_file::TEMPORARY_EXTENSION)? {
             fs::remove_file(&file).map_err(|source| file_error("remove", &file, source))?;
         }
         Ok(folder)
@@ -69,7 +64,7 @@ impl SnapshotFolder {
         if read(&path).is_ok_and(|present| present == *snapshot) {
             return Ok(());
         }
-        write_whole(&path, &encode(snapshot)?)?;
+        whole_file::write(&path, &format::encode(snapshot)?)?;
         for file in self.files(WHAT)?.iter().skip(KEPT) {
             fs::remove_file(file).map_err(|source| file_error("remove", file, source))?;
         }
@@ -110,59 +105,19 @@ fn file_name(last: Option<LogPosition>) -> String {
     format!("{index:020}-{term:020}.{WHAT}")
 }
 
-fn encode(snapshot: &Snapshot) -> Result<Vec<u8>, StoreError> {
-    let header =
-        serde_json::to_vec(&snapshot.header).map_err(|error| damaged(error.to_string()))?;
-    let header_bytes = u32::try_from(header.len())
-        .map_err(|_long| damaged("its header is over 4 GiB".to_owned()))?;
-    let mut bytes = MAGIC.to_vec();
-    bytes.extend(VERSION.to_le_bytes());
-    bytes.extend(header_bytes.to_le_bytes());
-    bytes.extend(header);
-    bytes.extend(&snapshot.body);
-    let digest = blake3::hash(&bytes);
-    bytes.extend(digest.as_bytes());
-    Ok(bytes)
-}
-
 fn read(path: &Path) -> Result<Snapshot, StoreError> {
-    let bytes = fs::read(path).map_err(|source| file_error("read", path, source))?;
-    decode(&bytes)
-}
-
-fn decode(bytes: &[u8]) -> Result<Snapshot, StoreError> {
-    let short = || damaged(format!("it has only {} bytes", bytes.len()));
-    let at = bytes.len().checked_sub(DIGEST_BYTES).ok_or_else(short)?;
-    let (content, digest) = bytes.split_at(at);
-    let (prefix, rest) = content.split_at_checked(PREFIX_BYTES).ok_or_else(short)?;
-    let (magic, numbers) = prefix.split_at(MAGIC.len());
-    if magic != MAGIC {
-        return Err(damaged("it does not begin as a snapshot does".to_owned()));
+    let file_failed = |source| file_error("read", path, source);
+    if fs::metadata(path).map_err(file_failed)?.len() > FILE_BYTES_MAX {
+        return Err(format::too_large(WHAT, FILE_BYTES_MAX));
     }
-    let (version, header_bytes) = numbers.split_at(4);
-    let number = |bytes: &[u8]| bytes.try_into().map(u32::from_le_bytes).map_err(|_size| short());
-    let found = number(version)?;
-    if found != VERSION {
-        return Err(StoreError::Version { what: WHAT, found, expected: VERSION });
-    }
-    if blake3::hash(content) != blake3::Hash::from_slice(digest).map_err(|_size| short())? {
-        return Err(damaged("its checksum does not match".to_owned()));
-    }
-    let header_bytes = usize::try_from(number(header_bytes)?).map_err(|_large| short())?;
-    let (header, body) = rest.split_at_checked(header_bytes).ok_or_else(short)?;
-    let header = serde_json::from_slice(header).map_err(|error| damaged(error.to_string()))?;
-    Ok(Snapshot { header, body: body.to_vec() })
-}
-
-fn damaged(reason: String) -> StoreError {
-    StoreError::Damaged { what: WHAT, reason }
+    format::decode(&fs::read(path).map_err(file_failed)?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn snapshot(index: u64) -> Snapshot {
+    pub(super) fn snapshot(index: u64) -> Snapshot {
         let header = SnapshotHeader {
             cluster_id: "x".to_owned(),
             lineage: 5,
@@ -197,7 +152,7 @@ mod tests {
         folder.write(&snapshot(2)).unwrap();
         let path = folder.path.join(file_name(Some(LogPosition { term: 1, index: 2 })));
         let whole = fs::read(&path).unwrap();
-        let version_at = MAGIC.len()..MAGIC.len() + 4;
+        let version_at = 8..12;
         for at in (0..whole.len()).filter(|at| !version_at.contains(at)) {
             let mut bytes = whole.clone();
             bytes[at] ^= 1;
@@ -213,11 +168,19 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_of_a_later_version_stops_the_start() {
-        let mut bytes = encode(&snapshot(1)).unwrap();
-        bytes[MAGIC.len()] = 2;
-        let refusal = decode(&bytes).unwrap_err().to_string();
-        assert_eq!(refusal, "snapshot is of format version 2, this build reads 1");
+    fn a_snapshot_of_a_later_version_or_too_large_stops_the_start() {
+        let (_temporary, folder) = folder();
+        folder.write(&snapshot(1)).unwrap();
+        let path = folder.path.join(file_name(Some(LogPosition { term: 1, index: 1 })));
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[8] = 3;
+        fs::write(&path, &bytes).unwrap();
+        let refusal = folder.latest().unwrap_err().to_string();
+        assert_eq!(refusal, "snapshot is of format version 3, this build reads up to 2");
+        // Only the length is looked at: nothing of it is read.
+        fs::File::create(&path).unwrap().set_len(FILE_BYTES_MAX + 1).unwrap();
+        let refusal = folder.latest().unwrap_err().to_string();
+        assert_eq!(refusal, "snapshot is over 69206016 bytes, the most that is taken");
     }
 
     #[test]
@@ -225,6 +188,6 @@ mod tests {
         let (_temporary, folder) = folder();
         fs::write(folder.path.join("1.tmp"), b"half").unwrap();
         let folder = SnapshotFolder::open(folder.path).unwrap();
-        assert_eq!(folder.files("tmp").unwrap(), Vec::<PathBuf>::new());
+        assert_eq!(folder.files(whole_file::TEMPORARY_EXTENSION).unwrap(), Vec::<PathBuf>::new());
     }
 }

@@ -5,12 +5,13 @@
 //! on the disk, so every later write is refused and the process has to end.
 
 use std::io;
+use std::path::Path;
 use std::thread::{self, JoinHandle};
 
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TryRecvError;
 
-use super::{LogStore, LogWrite, StoreError, chain};
+use super::{LogStore, LogWrite, StoreError, chain, file_error};
 
 /// How many writes may wait. Raft has at most a few appends in flight; more waiting than this means that the
 /// disk stands still, and the proposers must feel it.
@@ -51,10 +52,8 @@ where
     let thread = thread::Builder::new()
         .name("log-writer".to_owned())
         .spawn(move || Writer { store, failure: None }.run(receiver))
-        .map_err(|source| StoreError::File {
-            action: "start the thread that writes",
-            path: "the log".into(),
-            source,
+        .map_err(|source| {
+            file_error("start the thread that writes", Path::new("the log"), source)
         })?;
     Ok((WriteQueue(sender), WriterThread(thread)))
 }
@@ -209,6 +208,41 @@ mod tests {
         drop(queue);
         thread.join();
         assert_eq!(*committed.lock().unwrap(), [vec![vote(1)]]);
+    }
+
+    /// A disk that stands still until told, and then fails.
+    struct StuckStore(std::sync::mpsc::Receiver<()>);
+
+    impl LogStore for StuckStore {
+        fn load(&mut self) -> Result<StoredLog, StoreError> {
+            Ok(StoredLog::default())
+        }
+
+        fn commit(&mut self, _writes: &[LogWrite]) -> Result<(), StoreError> {
+            self.0.recv().unwrap();
+            Err(StoreError::Damaged { what: "test disk", reason: "its sync failed".to_owned() })
+        }
+    }
+
+    #[tokio::test]
+    async fn nobody_who_waited_for_a_failed_sync_hears_of_success() {
+        let (fail, stuck) = std::sync::mpsc::channel();
+        let (queue, thread) = start(StuckStore(stuck)).unwrap();
+        let mut answers = Vec::new();
+        // The first is under way when the others come, which wait for the next transaction.
+        for term in 1..=10 {
+            let (sender, receiver) = oneshot::channel();
+            let done = Box::new(move |result: io::Result<()>| sender.send(result).unwrap());
+            queue.write(vote(term), done).await.unwrap();
+            answers.push(receiver);
+        }
+        fail.send(()).unwrap();
+        for answer in answers {
+            let error = answer.await.unwrap().unwrap_err().to_string();
+            assert!(error.ends_with("test disk is damaged: its sync failed"), "{error}");
+        }
+        drop((queue, fail));
+        thread.join();
     }
 
     #[tokio::test]

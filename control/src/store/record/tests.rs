@@ -202,7 +202,7 @@ fn a_registration_from_before_there_was_capacity_can_be_read() {
 #[test]
 fn a_record_of_another_version_or_cut_short_is_refused() {
     let refusal = |bytes: &[u8]| decode::<VoteRecord>("vote", bytes).unwrap_err().to_string();
-    assert_eq!(refusal(b"\x02{}"), "vote is of format version 2, this build reads 1");
+    assert_eq!(refusal(b"\x02{}"), "vote is of format version 2, this build reads up to 1");
     assert_eq!(refusal(b""), "vote is damaged: it is empty");
     assert!(refusal(b"\x01{\"term\":1").starts_with("vote is damaged: EOF"));
 }
