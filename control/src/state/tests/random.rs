@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use phalanx_proto::view::{
-    ApiKey, CachePolicy, GroupRank, GroupRef, GroupState, KeyLimits, KeySecret, Rendezvous, Tenant,
-    TenantLimits,
+    ApiKey, CachePolicy, Group, GroupRank, GroupRef, GroupState, KeyLimits, KeySecret, Rendezvous,
+    Tenant, TenantLimits,
 };
 use proptest::collection::vec;
 use proptest::prelude::{ProptestConfig, prop_assert, prop_assert_eq, proptest};
@@ -196,6 +196,27 @@ fn check_view(view: &ClusterView) -> Result<(), TestCaseError> {
     Ok(())
 }
 
+/// What a change is about, if that is one registration or one forming of a group: whether it is the one
+/// that holds.
+fn is_current(view: &ClusterView, change: &Change) -> Option<bool> {
+    match change {
+        Change::Fence { member_id, epoch }
+        | Change::Drain { member_id, epoch }
+        | Change::Deregister { member_id, epoch }
+        | Change::Serve { member_id, epoch, .. } => {
+            Some(view.members.get(member_id).is_some_and(|member| member.epoch == *epoch))
+        }
+        Change::FormGroup { group: Some(group), .. }
+        | Change::PublishRendezvous { group, .. }
+        | Change::RankReady { group, .. }
+        | Change::BreakGroup(group)
+        | Change::RemoveGroup(group) => {
+            Some(view.groups.get(&group.id).is_some_and(|known| known.epoch == group.epoch))
+        }
+        _ => None,
+    }
+}
+
 /// The largest epoch or version there ever was, and the rendezvous of each forming of a group.
 #[derive(Default)]
 struct History {
@@ -260,11 +281,23 @@ fn play(state: &mut State, dice: &[Dice]) -> Result<Vec<Command>, TestCaseError>
             prop_assert_eq!(&unchanged, &before.view, "a refused command changed the view");
             prop_assert_eq!(&state.instances, &before.instances);
         }
+        if let Command::Internal(change) = &command {
+            if is_current(&before.view, change) == Some(false) {
+                prop_assert!(matches!(outcome.reply, Reply::Refused(_)), "stale: {change:?}");
+            }
+            if matches!((change, &outcome.reply), (Change::FormGroup { .. }, Reply::Applied { .. }))
+            {
+                let epoch = Epoch(state.view.index.0);
+                let formed = state.view.groups.values().filter(|group| group.epoch == epoch);
+                prop_assert_eq!(formed.count(), 1, "formed under an epoch that was there before");
+            }
+        }
         if let Command::Submit { .. } = command {
-            let once = state.view.clone();
-            let again = apply_all(&mut state.clone(), std::slice::from_ref(&command));
+            let mut twice = state.clone();
+            let again = apply_all(&mut twice, std::slice::from_ref(&command));
             prop_assert_eq!((again.reply, again.ops), (outcome.reply, Vec::new()));
-            prop_assert_eq!(&once, &state.view);
+            twice.view.index = state.view.index;
+            prop_assert_eq!(&twice.view, &state.view, "a repeated command was applied twice");
         }
         log.push(command);
     }
@@ -291,4 +324,42 @@ proptest! {
         prop_assert_eq!(restored.hash(), state.hash());
         prop_assert_eq!(restored, state);
     }
+}
+
+/// The name of the change and whether it did anything, or was refused.
+fn seen(command: &Command, outcome: &Outcome) -> Option<(String, &'static str)> {
+    // The answer to a repeated command may be that to another change.
+    let Command::Internal(change) = command else { return None };
+    let did = match outcome.reply {
+        Reply::Refused(_) => "refused",
+        _ if outcome.ops.is_empty() => return None,
+        _ => "applied",
+    };
+    let value = serde_json::to_value(change).unwrap();
+    Some((value.as_object().unwrap().keys().next().unwrap().clone(), did))
+}
+
+/// The property says nothing of what the dice never lead to.
+#[test]
+fn the_dice_lead_to_every_change_done_and_refused_and_to_groups_that_serve() {
+    let mut found: BTreeSet<(String, &str)> = BTreeSet::new();
+    let mut groups_ready = 0;
+    // A linear congruential generator: the same dice every time.
+    let mut seed = 1u32;
+    for _log in 0..2000 {
+        let mut state = State::default();
+        for _step in 0..40 {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let dice = (seed ^ (seed >> 16)).to_le_bytes();
+            let command = some_command(&state.view, dice);
+            let outcome = apply_all(&mut state, std::slice::from_ref(&command));
+            found.extend(seen(&command, &outcome));
+        }
+        let is_ready = |group: &&Group| group.state == GroupState::Ready;
+        groups_ready += state.view.groups.values().filter(is_ready).count();
+    }
+    let count = |of: &str| found.iter().filter(|(_name, did)| *did == of).count();
+    // Nothing but a full state refuses to put a model, a tenant or a setting.
+    assert_eq!((count("applied"), count("refused")), (24, 21), "{found:?}");
+    assert!(groups_ready > 100, "only {groups_ready} groups serve in the end");
 }
