@@ -107,9 +107,9 @@ pub fn validate(command: &Command) -> Result<(), Fault> {
 
 fn validate_registration(registration: &Registration) -> Result<(), Fault> {
     check_text("instance", &registration.instance)?;
-    check_length("address", &registration.address, ADDRESS_BYTES_MAX)?;
+    check_line("address", &registration.address, ADDRESS_BYTES_MAX)?;
     check_present("address", &registration.address)?;
-    check_length("zone", &registration.zone, TEXT_BYTES_MAX)?;
+    check_line("zone", &registration.zone, TEXT_BYTES_MAX)?;
     check_served(&registration.models)
 }
 
@@ -250,7 +250,15 @@ fn check_revision(field: &str, revision: &Revision) -> Result<(), Fault> {
 
 fn check_text(field: &str, text: &str) -> Result<(), Fault> {
     check_present(field, text)?;
-    check_length(field, text, TEXT_BYTES_MAX)
+    check_line(field, text, TEXT_BYTES_MAX)
+}
+
+/// What is shown in tables and logs keeps to one line of them.
+fn check_line(field: &str, text: &str, bytes_max: usize) -> Result<(), Fault> {
+    if text.chars().any(char::is_control) {
+        return Err(Fault::invalid(field, format!("{field} {text:?} holds a control character")));
+    }
+    check_length(field, text, bytes_max)
 }
 
 fn check_present(field: &str, text: &str) -> Result<(), Fault> {

@@ -18,6 +18,7 @@ mod hash;
 mod members;
 mod names;
 mod reply;
+mod weight;
 
 use std::collections::BTreeMap;
 
@@ -37,6 +38,7 @@ const NAMES_MAX: usize = 4096;
 
 /// All that the log has built. Its serde form is the body of a snapshot.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Stored")]
 pub struct State {
     /// Empty until the cluster is founded.
     cluster_id: String,
@@ -45,6 +47,18 @@ pub struct State {
     /// The process start that each member's registration came from.
     instances: BTreeMap<MemberId, String>,
     /// The last answer given to each client.
+    clients: Clients,
+    /// What the view weighs; see [`weight`].
+    #[serde(skip)]
+    view_bytes: usize,
+}
+
+/// A state as a snapshot holds it.
+#[derive(Deserialize)]
+struct Stored {
+    cluster_id: String,
+    view: ClusterView,
+    instances: BTreeMap<MemberId, String>,
     clients: Clients,
 }
 
@@ -154,8 +168,15 @@ impl State {
 
     /// The one place that moves the view, so that watchers who fold the same operations agree with it.
     fn run(&mut self, ops: Ops, reply: Reply) -> Outcome {
-        let ops = match ops {
-            Ok(ops) => ops,
+        let weighed = ops.and_then(|ops| {
+            let bytes = weight::weigh(&self.view, self.view_bytes, &ops)?;
+            Ok((ops, bytes))
+        });
+        let ops = match weighed {
+            Ok((ops, bytes)) => {
+                self.view_bytes = bytes;
+                ops
+            }
             Err(refusal) => return Outcome { reply: Reply::Refused(refusal), ops: Vec::new() },
         };
         for op in &ops {
@@ -165,6 +186,14 @@ impl State {
             self.view.apply_op(op.clone());
         }
         Outcome { reply, ops }
+    }
+}
+
+impl From<Stored> for State {
+    fn from(stored: Stored) -> Self {
+        let Stored { cluster_id, view, instances, clients } = stored;
+        let view_bytes = weight::weight(&view);
+        Self { cluster_id, view, instances, clients, view_bytes }
     }
 }
 

@@ -14,6 +14,7 @@ mod view;
 mod worker;
 
 pub use self::fault::{from_status, to_status};
+pub use self::view::view_op_bytes;
 
 use crate::fault::{Fault, FaultCode};
 

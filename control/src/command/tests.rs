@@ -62,6 +62,10 @@ fn a_registration_keeps_to_its_limits() {
         Some(("address", "address has 513 bytes, at most 512 are allowed")),
     );
     check_register(
+        |r| r.zone = "a\nb".to_owned(),
+        Some(("zone", "zone \"a\\nb\" holds a control character")),
+    );
+    check_register(
         |r| r.zone = "z".repeat(257),
         Some(("zone", "zone has 257 bytes, at most 256 are allowed")),
     );

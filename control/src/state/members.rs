@@ -99,12 +99,11 @@ pub(super) fn current(
 
 /// Makes known what is served and was not known.
 fn unknown_models(view: &ClusterView, served: &[ServedModel]) -> Ops {
-    let unknown: Vec<ViewOp> = served
+    let unknown: BTreeSet<Model> = served
         .iter()
         .map(|served| Model { name: served.name.clone(), revision: served.revision.clone() })
         .filter(|model| !view.models.contains(model))
-        .map(ViewOp::PutModel)
         .collect();
     check_room("models", view.models.len(), unknown.len(), NAMES_MAX)?;
-    Ok(unknown)
+    Ok(unknown.into_iter().map(ViewOp::PutModel).collect())
 }

@@ -180,3 +180,42 @@ fn the_hashed_form_is_that_of_the_schema() {
     let hash = "45ce7cc6f8ed1ba9f51d4af47487975033a1b618a6ea273dd6526e58a5cf845d";
     assert_eq!((HASH_SCHEMA, state.hash().to_string().as_str()), (1, hash));
 }
+
+#[test]
+fn the_view_fits_into_a_message_of_the_watch_whatever_is_put_into_it() {
+    let mut state = State::default();
+    let put = |number: u32| {
+        let (key, value) = (format!("s{number}"), "v".repeat(4096));
+        Command::Internal(Change::PutSetting { key, value })
+    };
+    let name = |at: u32| ModelName::from(format!("{at:0256}"));
+    let models: Vec<ServedModel> =
+        (0..64).map(|at| ServedModel { name: name(at), ..served("m") }).collect();
+    let mut refused = None;
+    // Each member takes some 18 kB, so the 700th or so is one too many.
+    for number in 0..1000u32 {
+        let (instance, address) = (number.to_string(), format!("http://{number}"));
+        let models = models.clone();
+        let registration = Registration { instance, address, models, ..registration("i", 1, "m") };
+        let outcome = apply_all(&mut state, &[Command::Register(registration)]);
+        if let Reply::Refused(refusal) = outcome.reply {
+            refused = Some(refusal);
+            break;
+        }
+    }
+    let text = refused.expect("some member is too many").to_string();
+    let bytes = weight::VIEW_BYTES_MAX;
+    let full =
+        format!("the cluster holds {bytes} bytes of members, names and keys, the most it can");
+    assert_eq!(text, full);
+    let snapshot = phalanx_proto::pb::Snapshot::from(state.view.clone());
+    let snapshot_bytes = prost::Message::encoded_len(&snapshot);
+    assert!((bytes - (64 << 10)..=bytes).contains(&snapshot_bytes), "{snapshot_bytes}");
+
+    // What makes it lighter, or nothing heavier, is never refused.
+    let drain = Change::Drain { member_id: MemberId(1), epoch: Epoch(1) };
+    let drained = apply_all(&mut state, &[Command::Internal(drain)]);
+    assert!(matches!(drained.reply, Reply::Applied { .. }));
+    let fenced = apply_all(&mut state, &[Command::Internal(fence(1, 1)), put(1)]);
+    assert!(matches!(fenced.reply, Reply::Applied { .. }));
+}

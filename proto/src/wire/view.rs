@@ -1,5 +1,7 @@
 //! Messages that carry the cluster view and its changes.
 
+use prost::Message as _;
+
 use super::{WireError, required};
 use crate::id::{GroupId, KeyId, Lineage, MemberId, ModelName, TenantName, ViewIndex};
 use crate::pb;
@@ -101,6 +103,11 @@ impl From<ViewOp> for pb::ViewOp {
         };
         Self { op: Some(op) }
     }
+}
+
+/// How long the message of one change is, in bytes; in a snapshot its entry is no longer.
+pub fn view_op_bytes(op: &ViewOp) -> usize {
+    pb::ViewOp::from(op.clone()).encoded_len()
 }
 
 impl TryFrom<pb::ViewOp> for ViewOp {

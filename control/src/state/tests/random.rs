@@ -288,6 +288,7 @@ fn play(state: &mut State, dice: &[Dice]) -> Result<Vec<Command>, TestCaseError>
         outcome.ops.iter().for_each(|op| folded.apply_op(op.clone()));
         (folded.lineage, folded.index) = (state.view.lineage, state.view.index);
         prop_assert_eq!(&folded, &state.view, "the operations do not lead to the view");
+        prop_assert_eq!(state.view_bytes, weight::weight(&state.view));
         let members: Vec<_> = state.view.members.keys().collect();
         prop_assert_eq!(members, state.instances.keys().collect::<Vec<_>>());
         if let Reply::Refused(_) = outcome.reply {
