@@ -26,9 +26,8 @@ const GROUPS_MAX: usize = 4096;
 /// The version is the index of the change, so it only grows.
 pub(super) fn set_deployment(view: &ClusterView, deployment: Deployment) -> Ops {
     let known = view.deployments.get(&deployment.name);
-    if known
-        .is_some_and(|known| Deployment { version: known.version, ..deployment.clone() } == *known)
-    {
+    let asked = |of: &Deployment| (of.revision.clone(), of.replicas, of.tp);
+    if known.map(asked) == Some(asked(&deployment)) {
         return Ok(Vec::new());
     }
     if view.aliases.contains_key(&deployment.name) {
@@ -123,9 +122,8 @@ pub(super) fn remove(view: &ClusterView, group: GroupRef) -> Ops {
 
 /// Breaks every live group that holds one of the members whose registration ends.
 pub(super) fn break_groups_of(view: &ClusterView, ended: &BTreeSet<MemberId>) -> Vec<ViewOp> {
-    let is_hit = |group: &&Group| group.ranks.iter().any(|rank| ended.contains(&rank.member_id));
-    let hit: Vec<&Group> =
-        view.groups.values().filter(|group| group.is_live()).filter(is_hit).collect();
+    let is_hit = |group: &&Group| group.is_live() && ended.iter().any(|id| group.holds(*id));
+    let hit: Vec<&Group> = view.groups.values().filter(is_hit).collect();
     break_all(view, &hit, ended)
 }
 
@@ -156,7 +154,7 @@ fn release(view: &ClusterView, groups: &[&Group], ended: &BTreeSet<MemberId>) ->
             let is_of = |group: &&Group| {
                 group.deployment == model.name
                     && group.revision == model.revision
-                    && holds(group, member)
+                    && has_rank_on(group, member)
             };
             !groups.iter().any(is_of) || kept.iter().any(is_of)
         });
@@ -168,7 +166,7 @@ fn release(view: &ClusterView, groups: &[&Group], ended: &BTreeSet<MemberId>) ->
 }
 
 /// Whether the group has a rank on the member as it is registered.
-fn holds(group: &Group, member: &Member) -> bool {
+fn has_rank_on(group: &Group, member: &Member) -> bool {
     let is_on = |rank: &GroupRank| rank.member_id == member.id && rank.member_epoch == member.epoch;
     group.ranks.iter().any(is_on)
 }

@@ -219,3 +219,19 @@ fn the_view_fits_into_a_message_of_the_watch_whatever_is_put_into_it() {
     let fenced = apply_all(&mut state, &[Command::Internal(fence(1, 1)), put(1)]);
     assert!(matches!(fenced.reply, Reply::Applied { .. }));
 }
+
+#[test]
+fn a_thousand_members_are_replayed_snapshot_and_restored_within_a_second() {
+    let started = std::time::Instant::now();
+    let mut state = State::default();
+    for number in 0..1000u32 {
+        let (instance, address) = (number.to_string(), format!("http://worker-{number}:9000"));
+        let registration = Registration { instance, address, ..registration("i", 1, "m") };
+        apply_all(&mut state, &[Command::Register(registration)]);
+    }
+    let snapshot = serde_json::to_vec(&state).unwrap();
+    let restored: State = serde_json::from_slice(&snapshot).unwrap();
+    let took = started.elapsed();
+    assert_eq!((restored.hash(), restored.view.members.len()), (state.hash(), 1000));
+    assert!(took < std::time::Duration::from_secs(1), "took {took:?}");
+}

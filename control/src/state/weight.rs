@@ -9,7 +9,7 @@ use super::Refusal;
 
 /// The most that the entries of the view may take on the wire, in bytes: three quarters of the largest message
 /// ([`phalanx_proto::MESSAGE_BYTES_MAX`]), and as JSON well below the largest snapshot. A cluster of 1,000 members
-/// with 10,000 keys takes a fifth of it.
+/// with 10,000 keys takes a tenth of it.
 pub(super) const VIEW_BYTES_MAX: usize = 12 << 20;
 
 /// What `view` weighs.
