@@ -2,6 +2,7 @@
 
 mod golden;
 mod group;
+mod keys;
 mod link;
 
 use std::net::SocketAddr;
