@@ -426,12 +426,22 @@ async fn a_new_node_learns_then_votes_then_leads_and_an_old_one_leaves() {
     let refusal = once_led(|| remove(99)).await.unwrap_err();
     assert_eq!(refusal.message, "node 99 is not in the group");
 
-    let status = client.status().await.unwrap();
-    let members: Vec<(u64, &str)> =
-        status.members.iter().map(|member| (member.id, member.role.as_str())).collect();
-    let mut expected = [(leader, "voter"), (follower, "voter"), (id, "voter")];
-    expected.sort_unstable();
-    assert_eq!((status.leader, members.as_slice()), (id, expected.as_slice()));
+    let expected = BTreeSet::from([leader, follower, id]);
+    let shown = timeout(WAIT_MAX, async {
+        let mut look = interval(LOOK_EVERY);
+        loop {
+            look.tick().await;
+            // The node that is asked may be the last to hear of it.
+            let status = client.status().await.unwrap();
+            let is_voter = |member: &pb::RaftMember| member.role == "voter";
+            let all_vote = status.members.iter().all(is_voter);
+            let ids: BTreeSet<u64> = status.members.iter().map(|member| member.id).collect();
+            if (status.leader, all_vote, &ids) == (id, true, &expected) {
+                break;
+            }
+        }
+    });
+    shown.await.expect("the group is the new one, and led by the new node");
     group.put(id, "after").await;
     group.shows(follower, "after").await;
 }
