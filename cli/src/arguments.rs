@@ -64,7 +64,11 @@ fn role(name: &'static str, about: &'static str, settings: Vec<&'static Setting>
 
 /// An operator's command: its settings belong to each of its actions.
 fn operated(command: Command) -> Command {
-    command.mut_subcommands(|action| with_settings(action, settings::operator()))
+    let name = command.get_name().to_owned();
+    command.mut_subcommands(|action| {
+        let settings = operator::settings_of(&name, action.get_name());
+        with_settings(action, settings)
+    })
 }
 
 fn with_settings(command: Command, settings: Vec<&'static Setting>) -> Command {
@@ -129,7 +133,7 @@ pub(crate) fn resolve_invocation(
     };
     let given = matches;
     // The settings of an operator's command belong to its actions.
-    let matches = given.subcommand().map_or(given, |(_action, matches)| matches);
+    let (action, matches) = given.subcommand().unwrap_or((name, given));
     let file = matches
         .get_one::<String>("config")
         .cloned()
@@ -155,7 +159,7 @@ pub(crate) fn resolve_invocation(
             .ok_or_else(|| Failure::usage("check-config needs a file: phalanx check-config FILE")),
         operated => {
             let asked = operator::Action::parse(operated, given)?;
-            resolved(settings::operator(), &|_| Vec::new())
+            resolved(operator::settings_of(operated, action), &|_| Vec::new())
                 .map(|settings| Invocation::Operate(settings, asked))
         }
     }

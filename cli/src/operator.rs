@@ -1,7 +1,7 @@
 //! What an operator asks of the cluster, through any control node.
 //!
 //! ```text
-//! cluster | worker_admin | alias ──► Session (reads as of now, writes once) ──► Answer (table or JSON)
+//! cluster | worker_admin | model | alias | tenant | key | setting ──► Session (reads as of now, writes once) ──► Answer (table or JSON)
 //! ```
 //!
 //! One file per command: its part of the command line, what it asks, and how the answer looks. Exit codes
@@ -10,15 +10,21 @@
 
 mod alias;
 mod cluster;
+mod key;
+mod limit;
+mod model;
 mod model_ref;
+mod moment;
 mod nearest;
 mod session;
+mod setting;
 mod table;
+mod tenant;
 mod worker_admin;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use phalanx_chassis::config::Resolved;
-use phalanx_proto::id::ModelName;
+use phalanx_chassis::config::{Resolved, Setting};
+use phalanx_proto::id::{ModelName, ViewIndex};
 use serde_json::Value;
 
 use self::session::Session;
@@ -32,8 +38,16 @@ pub(crate) enum Action {
     Cluster(cluster::Action),
     /// Of the workers.
     WorkerAdmin(worker_admin::Action),
+    /// Of the models.
+    Model(model::Action),
     /// Of the aliases.
     Alias(alias::Action),
+    /// Of the tenants.
+    Tenant(tenant::Action),
+    /// Of the clients' keys.
+    Key(key::Action),
+    /// Of the cluster's settings.
+    Setting(setting::Action),
 }
 
 /// What came of it, for people and for programs.
@@ -45,7 +59,15 @@ struct Answer {
 
 /// The operator's commands, without the settings that all of them take.
 pub(crate) fn commands() -> Vec<Command> {
-    vec![cluster::command(), worker_admin::command(), alias::command()]
+    vec![
+        cluster::command(),
+        worker_admin::command(),
+        model::command(),
+        alias::command(),
+        tenant::command(),
+        key::command(),
+        setting::command(),
+    ]
 }
 
 /// Does what is asked and prints the answer.
@@ -57,7 +79,11 @@ pub(crate) async fn run(resolved: &Resolved, action: Action) -> Result<(), Failu
     let answer = match action {
         Action::Cluster(action) => action.run(&session).await?,
         Action::WorkerAdmin(action) => action.run(&mut session).await?,
+        Action::Model(action) => action.run(&mut session).await?,
         Action::Alias(action) => action.run(&mut session).await?,
+        Action::Tenant(action) => action.run(&mut session).await?,
+        Action::Key(action) => action.run(&mut session, resolved).await?,
+        Action::Setting(action) => action.run(&mut session).await?,
     };
     if resolved.is_on(&settings::OPERATOR_JSON) {
         say(&format!("{}\n", answer.json));
@@ -65,6 +91,28 @@ pub(crate) async fn run(resolved: &Resolved, action: Action) -> Result<(), Failu
         say(&answer.text);
     }
     Ok(())
+}
+
+/// The settings that one action of a command takes.
+pub(crate) fn settings_of(command: &str, action: &str) -> Vec<&'static Setting> {
+    match (command, action) {
+        ("key", "create" | "rotate") => settings::key_maker(),
+        _ => settings::operator(),
+    }
+}
+
+// === impl Answer ===
+
+impl Answer {
+    /// What a change left behind, at the index that made it.
+    fn done(text: String, row: Value, index: ViewIndex) -> Self {
+        Self { text: text + "\n", json: row }.at(index)
+    }
+
+    fn at(mut self, index: ViewIndex) -> Self {
+        self.json["index"] = index.0.into();
+        self
+    }
 }
 
 // === impl Action ===
@@ -81,7 +129,11 @@ impl Action {
         match command {
             "cluster" => cluster::Action::parse(action, matches).map(Self::Cluster),
             "worker-admin" => worker_admin::Action::parse(action, matches).map(Self::WorkerAdmin),
+            "model" => model::Action::parse(action, matches).map(Self::Model),
             "alias" => alias::Action::parse(action, matches).map(Self::Alias),
+            "tenant" => tenant::Action::parse(action, matches).map(Self::Tenant),
+            "key" => key::Action::parse(action, matches).map(Self::Key),
+            "setting" => setting::Action::parse(action, matches).map(Self::Setting),
             other => Err(Failure::usage(format!("unknown command {other}"))),
         }
     }

@@ -106,6 +106,10 @@ settings! {
         "Control nodes to ask; any of them answers";
     OPERATOR_JSON = [cluster] json: Kind::Switch, Some("false"),
         "Whether to print JSON in place of a table";
+    OPERATOR_PEPPER_FILE = [cluster] pepper_file: Kind::Path, None,
+        "A file with at least 32 bytes to mix the secrets of keys with (default: the cluster's id, as version 0)";
+    OPERATOR_PEPPER_VERSION = [cluster] pepper_version: COUNT, Some("1"),
+        "Which pepper the file holds, so that another can take its place while older keys hold";
 
     CHAT_URL = [chat] url: Kind::Url, Some("http://127.0.0.1:8080"),
         "The router to talk to";
@@ -194,6 +198,12 @@ pub(crate) fn operator() -> Vec<&'static Setting> {
     vec![&OPERATOR_CONTROL, &OPERATOR_JSON]
 }
 
+/// The options of the commands that make keys.
+pub(crate) fn key_maker() -> Vec<&'static Setting> {
+    let own = [&OPERATOR_PEPPER_FILE, &OPERATOR_PEPPER_VERSION];
+    operator().into_iter().chain(own).collect()
+}
+
 /// The options of `phalanx chat`. It shows a conversation, not logs.
 pub(crate) fn chat() -> Vec<&'static Setting> {
     vec![&CHAT_URL, &CHAT_MODEL_NAME, &CHAT_SYSTEM, &CHAT_MAX_TOKENS]
@@ -219,7 +229,7 @@ mod tests {
     fn no_key_is_listed_twice_and_every_setting_belongs_to_a_command() {
         let keys: BTreeSet<_> = ALL.iter().map(|setting| (setting.section, setting.key)).collect();
         assert_eq!(keys.len(), ALL.len());
-        let commands = [serve(), control(), worker(), router(), operator(), chat()];
+        let commands = [serve(), control(), worker(), router(), operator(), key_maker(), chat()];
         for settings in &commands {
             let flags: BTreeSet<_> = settings.iter().map(|setting| setting.flag()).collect();
             assert_eq!(flags.len(), settings.len(), "a command has two options of one name");

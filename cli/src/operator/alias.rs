@@ -7,7 +7,7 @@ use phalanx_proto::view::{Alias, AliasTarget, ClusterView};
 use serde_json::{Value, json};
 
 use super::model_ref::{check_known, parse_targets, shown};
-use super::nearest::with_nearest;
+use super::nearest::unknown;
 use super::session::{Seen, Session};
 use super::table::{Column, Table};
 use super::{Answer, group, list, name, required, unknown_action};
@@ -118,17 +118,14 @@ impl Action {
                 session.submit(Change::RollbackAlias(name.clone())).await?;
                 // What it stands for is read back: others may have changed it meanwhile.
                 let seen = session.read(false).await?;
-                let alias =
-                    seen.view.aliases.get(&name).ok_or_else(|| unknown(&seen.view, &name))?;
-                Ok(answer(alias, seen.view.index))
+                check_alias(&seen.view, &name)?;
+                Ok(answer(&seen.view.aliases[&name], seen.view.index))
             }
             Self::Remove(name) => {
                 check_alias(&session.read(false).await?.view, &name)?;
-                let index = session.submit(Change::RemoveAlias(name.clone())).await?;
-                Ok(Answer {
-                    text: format!("alias {name} is no more\n"),
-                    json: json!({"name": name.as_str(), "removed": true, "index": index.0}),
-                })
+                let row = json!({"name": name.as_str(), "removed": true});
+                let text = format!("alias {name} is no more");
+                Ok(Answer::done(text, row, session.submit(Change::RemoveAlias(name)).await?))
             }
         }
     }
@@ -147,22 +144,15 @@ async fn set(session: &mut Session, alias: Alias) -> Result<Answer, Failure> {
 
 /// What an alias stands for at an index.
 fn answer(alias: &Alias, index: ViewIndex) -> Answer {
-    let mut json = row(alias);
-    json["index"] = index.0.into();
-    Answer { text: format!("alias {} stands for {}\n", alias.name, stands_for(alias)), json }
+    let text = format!("alias {} stands for {}", alias.name, stands_for(alias));
+    Answer::done(text, row(alias), index)
 }
 
 fn check_alias(view: &ClusterView, name: &ModelName) -> Result<(), Failure> {
     if view.aliases.contains_key(name) {
         return Ok(());
     }
-    Err(unknown(view, name))
-}
-
-fn unknown(view: &ClusterView, name: &ModelName) -> Failure {
-    let problem = format!("alias {name} is not known");
-    let known = view.aliases.keys().map(ModelName::as_str);
-    Failure::Failed(with_nearest(problem, name.as_str(), known))
+    Err(unknown("alias", name.as_str(), view.aliases.keys().map(ModelName::as_str)))
 }
 
 fn stands_for(alias: &Alias) -> String {

@@ -1,5 +1,7 @@
 //! How a model is named on the command line: `MODEL@REVISION`, and `MODEL@REVISION=WEIGHT` in an alias.
 
+use std::collections::BTreeSet;
+
 use phalanx_proto::id::{ModelName, Revision};
 use phalanx_proto::view::{AliasTarget, ClusterView};
 
@@ -63,14 +65,13 @@ pub(super) fn shown(target: &AliasTarget) -> String {
 /// Refuses a target that the cluster has never seen, with what may have been meant.
 pub(super) fn check_known(view: &ClusterView, target: &AliasTarget) -> Result<(), Failure> {
     let AliasTarget { model: name, revision, .. } = target;
-    let revisions: Vec<&str> = view
-        .models
-        .iter()
-        .filter(|model| model.name == *name)
-        .map(|model| model.revision.as_str())
-        .collect();
+    let served = view.models.iter().map(|model| (&model.name, &model.revision));
+    let wanted = view.deployments.values().map(|wanted| (&wanted.name, &wanted.revision));
+    let known: BTreeSet<(&ModelName, &Revision)> = served.chain(wanted).collect();
+    let of_name = known.iter().filter(|(known, _revision)| *known == name);
+    let revisions: Vec<&str> = of_name.map(|(_name, revision)| revision.as_str()).collect();
     if revisions.is_empty() {
-        let names = view.models.iter().map(|model| model.name.as_str());
+        let names = known.iter().map(|(name, _revision)| name.as_str());
         let problem = format!("model {name} is not known to the cluster");
         return Err(Failure::Failed(with_nearest(problem, name.as_str(), names)));
     }

@@ -1,5 +1,7 @@
 //! The known name that an unknown one was probably meant to be.
 
+use crate::failure::Failure;
+
 /// Names less alike than this (Jaro-Winkler, 0 to 1) are not worth asking about; `clap` draws it here, too.
 const LIKENESS_MIN: f64 = 0.7;
 
@@ -25,6 +27,15 @@ pub(super) fn with_nearest<'a>(
         Some(name) => format!("{problem}; did you mean {name}?"),
         None => problem,
     }
+}
+
+/// The refusal of a name that is not among those `known`.
+pub(super) fn unknown<'a>(
+    kind: &str,
+    asked: &str,
+    known: impl IntoIterator<Item = &'a str>,
+) -> Failure {
+    Failure::Failed(with_nearest(format!("{kind} {asked} is not known"), asked, known))
 }
 
 #[cfg(test)]

@@ -63,22 +63,20 @@ impl Action {
             Self::Drain(id) => {
                 let worker = find(&session.read(false).await?.view, id)?;
                 let Member { epoch, .. } = worker;
+                let row = json!({"id": id.0, "epoch": epoch.0, "state": "draining"});
+                let text = format!("worker {id} drains: it finishes what it has");
                 let index = session.submit(Change::Drain { member_id: id, epoch }).await?;
-                Ok(Answer {
-                    text: format!("worker {id} drains: it finishes what it has\n"),
-                    json: json!({"id": id.0, "epoch": epoch.0, "state": "draining", "index": index.0}),
-                })
+                Ok(Answer::done(text, row, index))
             }
             Self::Fence(id) => {
                 let worker = find(&session.read(false).await?.view, id)?;
                 let Member { epoch, address, .. } = worker;
+                let row = json!({"id": id.0, "epoch": epoch.0, "state": "fenced"});
+                let text = format!(
+                    "worker {id} is out; stop its process at {address}, or it registers anew"
+                );
                 let index = session.submit(Change::Fence { member_id: id, epoch }).await?;
-                Ok(Answer {
-                    text: format!(
-                        "worker {id} is out; stop its process at {address}, or it registers anew\n"
-                    ),
-                    json: json!({"id": id.0, "epoch": epoch.0, "state": "fenced", "index": index.0}),
-                })
+                Ok(Answer::done(text, row, index))
             }
         }
     }

@@ -1,0 +1,285 @@
+//! `phalanx model`: which models are wanted, and what of that there is.
+
+use std::collections::BTreeSet;
+
+use clap::{Arg, ArgMatches, Command};
+use phalanx_proto::change::Change;
+use phalanx_proto::id::{ModelName, Revision};
+use phalanx_proto::view::{
+    ClusterView, Deployment, Group, GroupState, MemberRole, MemberState, Model,
+};
+use serde_json::{Value, json};
+
+use super::nearest::{unknown, with_nearest};
+use super::session::{Seen, Session};
+use super::table::{Column, Table};
+use super::{Answer, group, limit, list, name, required, unknown_action};
+use crate::failure::Failure;
+
+/// What is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// What is wanted and what there is.
+    List { is_stale: bool },
+    /// So many groups that serve a model; what is not said stays.
+    Set { name: ModelName, revision: Option<Revision>, replicas: Option<u32>, tp: Option<u32> },
+    /// Nothing is to be placed for the model.
+    Remove(ModelName),
+}
+
+/// One revision of a model: wanted, served, or merely known.
+#[derive(Debug)]
+struct Row<'a> {
+    name: &'a ModelName,
+    revision: &'a Revision,
+    /// None when nothing is wanted of it.
+    wanted: Option<&'a Deployment>,
+    ready: usize,
+    forming: usize,
+    broken: usize,
+    /// Workers that take requests for it.
+    workers: usize,
+}
+
+pub(super) fn command() -> Command {
+    let name = || required("name", "NAME", "The model");
+    let count = |id: &'static str, help| {
+        Arg::new(id).long(id).value_name("N").value_parser(clap::value_parser!(u32)).help(help)
+    };
+    let revision = "Which revision [default: the one wanted, or the only one known]";
+    group("model", "Look at the models and say how many replicas are wanted")
+        .subcommand(list("Show what is wanted of each model and what there is"))
+        .subcommand(
+            Command::new("set")
+                .about("Say how a model is to be served; what is not said stays")
+                .arg(name())
+                .arg(Arg::new("revision").long("revision").value_name("REV").help(revision))
+                .arg(count("replicas", "How many groups serve it; 1 at first"))
+                .arg(count("tp", "Over how many devices each of them shards it; 1 at first")),
+        )
+        .subcommand(
+            Command::new("remove")
+                .about("Want nothing of a model any more; workers started with it go on")
+                .arg(name()),
+        )
+}
+
+// === impl Action ===
+
+impl Action {
+    pub(super) fn parse(action: &str, matches: &ArgMatches) -> Result<Self, Failure> {
+        match action {
+            "list" => Ok(Self::List { is_stale: matches.get_flag("stale") }),
+            "set" => Ok(Self::Set {
+                name: name(matches, "name")?,
+                revision: matches.get_one::<String>("revision").map(|rev| rev.as_str().into()),
+                replicas: matches.get_one("replicas").copied(),
+                tp: matches.get_one("tp").copied(),
+            }),
+            "remove" => name(matches, "name").map(Self::Remove),
+            other => Err(unknown_action("model", other)),
+        }
+    }
+
+    pub(super) async fn run(self, session: &mut Session) -> Result<Answer, Failure> {
+        match self {
+            Self::List { is_stale } => Ok(models(&session.read(is_stale).await?)),
+            Self::Set { name, revision, replicas, tp } => {
+                let seen = session.read(false).await?;
+                let current = seen.view.deployments.get(&name);
+                let revision = match revision.or(current.map(|known| known.revision.clone())) {
+                    Some(revision) => revision,
+                    None => only_revision(&seen.view, &name)?,
+                };
+                let replicas = replicas.or(current.map(|known| known.replicas)).unwrap_or(1);
+                let tp = tp.or(current.map(|known| known.tp)).unwrap_or(1);
+                let row = json!({
+                    "name": name.as_str(),
+                    "revision": revision.as_str(),
+                    "replicas": replicas,
+                    "tp": tp,
+                });
+                let text = format!("{replicas} of {name}@{revision} wanted, each on {tp} devices");
+                let change = Change::SetDeployment { name, revision, replicas, tp };
+                Ok(Answer::done(text, row, session.submit(change).await?))
+            }
+            Self::Remove(name) => {
+                let seen = session.read(false).await?;
+                if !seen.view.deployments.contains_key(&name) {
+                    let known = seen.view.deployments.keys().map(ModelName::as_str);
+                    return Err(unknown("deployment", name.as_str(), known));
+                }
+                let row = json!({"name": name.as_str(), "removed": true});
+                let text = format!("nothing of {name} is wanted any more");
+                Ok(Answer::done(text, row, session.submit(Change::RemoveDeployment(name)).await?))
+            }
+        }
+    }
+}
+
+/// The revision meant when none is given: the only one there is.
+fn only_revision(view: &ClusterView, name: &ModelName) -> Result<Revision, Failure> {
+    let known: Vec<&Revision> = view
+        .models
+        .iter()
+        .filter(|model| model.name == *name)
+        .map(|model| &model.revision)
+        .collect();
+    match known.as_slice() {
+        [only] => Ok((*only).clone()),
+        [] => {
+            let problem = format!("model {name} is not known, so it needs a --revision");
+            let names = view.models.iter().map(|model| model.name.as_str());
+            Err(Failure::Failed(with_nearest(problem, name.as_str(), names)))
+        }
+        several => {
+            let several: Vec<&str> = several.iter().map(|revision| revision.as_str()).collect();
+            let several = several.join(", ");
+            Err(Failure::Failed(format!("model {name} needs a --revision, one of {several}")))
+        }
+    }
+}
+
+fn rows(view: &ClusterView) -> Vec<Row<'_>> {
+    let known = view.models.iter().map(|Model { name, revision }| (name, revision));
+    let wanted = view.deployments.values().map(|wanted| (&wanted.name, &wanted.revision));
+    let placed = view.groups.values().map(|group| (&group.deployment, &group.revision));
+    let all: BTreeSet<(&ModelName, &Revision)> = known.chain(wanted).chain(placed).collect();
+    all.into_iter().map(|(name, revision)| row_of(view, name, revision)).collect()
+}
+
+fn row_of<'a>(view: &'a ClusterView, name: &'a ModelName, revision: &'a Revision) -> Row<'a> {
+    let of_it = |group: &&Group| group.deployment == *name && group.revision == *revision;
+    let groups = |state: GroupState| {
+        view.groups.values().filter(of_it).filter(|group| group.state == state).count()
+    };
+    let workers = view.members.values().filter(|member| {
+        member.role == MemberRole::Worker
+            && member.state == MemberState::Ready
+            && member.models.iter().any(|m| m.name == *name && m.revision == *revision)
+    });
+    Row {
+        name,
+        revision,
+        wanted: view.deployments.get(name).filter(|wanted| wanted.revision == *revision),
+        ready: groups(GroupState::Ready),
+        forming: groups(GroupState::Forming),
+        broken: groups(GroupState::Broken),
+        workers: workers.count(),
+    }
+}
+
+fn models(seen: &Seen) -> Answer {
+    let mut table = Table::new([
+        Column::Left("MODEL"),
+        Column::Left("REVISION"),
+        Column::Right("WANTED"),
+        Column::Right("TP"),
+        Column::Right("READY"),
+        Column::Right("FORMING"),
+        Column::Right("BROKEN"),
+        Column::Right("WORKERS"),
+    ]);
+    let rows = rows(&seen.view);
+    for row in &rows {
+        table.row([
+            row.name.to_string(),
+            row.revision.to_string(),
+            limit::shown(row.wanted.map(|wanted| wanted.replicas)),
+            limit::shown(row.wanted.map(|wanted| wanted.tp)),
+            row.ready.to_string(),
+            row.forming.to_string(),
+            row.broken.to_string(),
+            row.workers.to_string(),
+        ]);
+    }
+    seen.answer(table.or("no model is known"), "models", rows.iter().map(json_of).collect())
+}
+
+fn json_of(row: &Row<'_>) -> Value {
+    json!({
+        "name": row.name.as_str(),
+        "revision": row.revision.as_str(),
+        "replicas": row.wanted.map(|wanted| wanted.replicas),
+        "tp": row.wanted.map(|wanted| wanted.tp),
+        "ready": row.ready,
+        "forming": row.forming,
+        "broken": row.broken,
+        "workers": row.workers,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use phalanx_proto::id::{Epoch, GroupId, ViewIndex};
+
+    use super::*;
+
+    fn model(name: &str, revision: &str) -> Model {
+        Model { name: name.into(), revision: revision.into() }
+    }
+
+    fn placed(id: u64, revision: &str, state: GroupState) -> (GroupId, Group) {
+        let group = Group {
+            id: GroupId(id),
+            epoch: Epoch(id),
+            deployment: "demo".into(),
+            revision: revision.into(),
+            ranks: Vec::new(),
+            ready: BTreeSet::new(),
+            rendezvous: None,
+            state,
+        };
+        (group.id, group)
+    }
+
+    fn view() -> ClusterView {
+        let wanted = Deployment {
+            name: "demo".into(),
+            revision: "r2".into(),
+            replicas: 3,
+            tp: 2,
+            version: ViewIndex(9),
+        };
+        ClusterView {
+            models: [model("demo", "r1"), model("demo", "r2"), model("embedder", "e1")].into(),
+            deployments: [("demo".into(), wanted)].into(),
+            groups: [
+                placed(1, "r1", GroupState::Ready),
+                placed(2, "r2", GroupState::Ready),
+                placed(3, "r2", GroupState::Forming),
+                placed(4, "r2", GroupState::Broken),
+            ]
+            .into(),
+            ..ClusterView::default()
+        }
+    }
+
+    #[test]
+    fn what_is_wanted_stands_beside_what_there_is() {
+        let answer = models(&Seen::for_test(view(), false));
+        let expected = "MODEL     REVISION  WANTED  TP  READY  FORMING  BROKEN  WORKERS
+demo      r1             -   -      1        0       0        0
+demo      r2             3   2      1        1       1        0
+embedder  e1             -   -      0        0       0        0
+";
+        assert_eq!(answer.text, expected);
+        let expected = r#"{"name":"demo","revision":"r2","replicas":3,"tp":2,"ready":1,"forming":1,"broken":1,"workers":0}"#;
+        assert_eq!(answer.json["models"][1].to_string(), expected);
+    }
+
+    #[test]
+    fn a_revision_is_left_out_only_where_there_is_one() {
+        assert_eq!(only_revision(&view(), &"embedder".into()), Ok("e1".into()));
+        for (name, line) in [
+            ("demo", "model demo needs a --revision, one of r1, r2"),
+            (
+                "embeder",
+                "model embeder is not known, so it needs a --revision; did you mean embedder?",
+            ),
+        ] {
+            let refused = only_revision(&view(), &name.into());
+            assert_eq!(refused, Err(Failure::Failed(line.to_owned())));
+        }
+    }
+}
