@@ -4,12 +4,17 @@ use std::collections::VecDeque;
 
 use phalanx_proto::id::{Lineage, ViewIndex};
 use phalanx_proto::view::{ClusterView, ViewDelta, ViewOp};
+use phalanx_proto::wire::view_op_bytes;
 
 use super::WatchError;
 
 /// How many deltas are kept. At 50 changes a second, a burst, a watcher may be away for over six minutes
 /// and still resume without a snapshot.
 pub(super) const DELTAS_MAX: usize = 20_000;
+
+/// How much the deltas kept may take on the wire, in bytes: 3 kB each at their largest number, which is some ten
+/// times what a change of one member takes.
+const DELTAS_BYTES_MAX: usize = 64 << 20;
 
 /// How many deltas are handed out at once, so that the lock is held for microseconds.
 const BATCH_MAX: usize = 256;
@@ -28,6 +33,7 @@ pub(crate) struct Position {
 pub(super) struct History {
     view: ClusterView,
     deltas: VecDeque<ViewDelta>,
+    deltas_bytes: usize,
     /// Every delta after this index is in the ring.
     floor: ViewIndex,
 }
@@ -58,25 +64,31 @@ impl History {
         self.view.index = end.index;
         if self.view.lineage != end.lineage {
             self.view.lineage = end.lineage;
-            self.deltas.clear();
-            self.floor = end.index;
+            self.forget_deltas();
             return;
         }
         if ops.is_empty() {
             return;
         }
-        if self.deltas.len() == DELTAS_MAX
-            && let Some(oldest) = self.deltas.pop_front()
-        {
+        let delta = ViewDelta { index: end.index, ops };
+        self.deltas_bytes += bytes(&delta);
+        self.deltas.push_back(delta);
+        while self.deltas.len() > DELTAS_MAX || self.deltas_bytes > DELTAS_BYTES_MAX {
+            let Some(oldest) = self.deltas.pop_front() else { return };
+            self.deltas_bytes -= bytes(&oldest);
             self.floor = oldest.index;
         }
-        self.deltas.push_back(ViewDelta { index: end.index, ops });
     }
 
     pub(super) fn reset(&mut self, view: ClusterView) {
-        self.floor = view.index;
         self.view = view;
+        self.forget_deltas();
+    }
+
+    fn forget_deltas(&mut self) {
         self.deltas.clear();
+        self.deltas_bytes = 0;
+        self.floor = self.view.index;
     }
 
     /// Where a subscriber that has `after` begins; the default position when it needs a snapshot.
@@ -105,9 +117,13 @@ impl History {
     }
 }
 
+fn bytes(delta: &ViewDelta) -> usize {
+    delta.ops.iter().map(view_op_bytes).sum()
+}
+
 #[cfg(test)]
 mod tests {
-    use phalanx_proto::view::Model;
+    use phalanx_proto::view::{Model, Setting};
 
     use super::*;
 
@@ -181,5 +197,20 @@ mod tests {
             panic!("index 12 can still be resumed from");
         };
         assert_eq!((deltas[0].index, deltas.len()), (ViewIndex(13), BATCH_MAX));
+    }
+
+    #[test]
+    fn a_ring_of_heavy_deltas_is_bounded_by_what_they_weigh() {
+        let mut history = history();
+        let (value, version) = ("v".repeat(1 << 20), ViewIndex(1));
+        let setting = Setting { key: "s".to_owned(), value, version };
+        let before = history.deltas.len();
+        for index in 17..117 {
+            history.push(position(index), vec![ViewOp::PutSetting(setting.clone())]);
+        }
+        assert_eq!((before, history.deltas.len()), (3, 63));
+        assert_eq!(history.deltas_bytes, history.deltas.iter().map(bytes).sum::<usize>());
+        assert!(matches!(history.after(position(52)), Next::Compacted));
+        assert!(matches!(history.after(position(53)), Next::Deltas(_)));
     }
 }
