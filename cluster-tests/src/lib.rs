@@ -2,14 +2,21 @@
 //!
 //! ```text
 //! tests/*.rs (one promise a file) ──► cluster (processes) ── client (HTTP) ──► check (what must hold)
+//!                                 └─► control_group ── writers (gRPC) ──► history (what they met)
 //! ```
 //!
-//! Nothing of the product is linked here: tests see what users see, the `phalanx` binary and its ports.
-//! Reading order: [`process`], [`cluster`], [`client`], [`golden`], [`check`].
+//! Tests see what users see, the `phalanx` binary and its ports; of the product only the client of the
+//! control plane is linked, which every process has.
+//! Reading order: [`process`], [`cluster`], [`client`], [`golden`], [`check`]; for the control plane
+//! [`control_group`], [`serving`], [`history`], [`writers`].
 #![forbid(unsafe_code)]
 
 pub mod check;
 pub mod client;
 pub mod cluster;
+pub mod control_group;
 pub mod golden;
+pub mod history;
 pub mod process;
+pub mod serving;
+pub mod writers;

@@ -27,7 +27,7 @@ const ARROWS: [(&str, &[&str]); 8] = [
             "phalanx-worker",
         ],
     ),
-    ("phalanx-cluster-tests", &[]),
+    ("phalanx-cluster-tests", &["phalanx-chassis", "phalanx-proto"]),
 ];
 
 /// What a crate may not reach by any path of ordinary dependencies, and why.
