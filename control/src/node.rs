@@ -29,7 +29,9 @@ use crate::forward::Forwarder;
 use crate::host::ThisMachine;
 use crate::leader::Leadership;
 use crate::liveness::Timings;
-use crate::raft::{Consensus, ConsensusOptions, NodeStatus, RaftService, StartConsensusError};
+use crate::raft::{
+    Consensus, ConsensusOptions, HAND_OVER_WAIT_MAX, NodeStatus, RaftService, StartConsensusError,
+};
 use crate::readiness::ControlReadiness;
 use crate::service::ControlService;
 use crate::store::chain;
@@ -148,7 +150,8 @@ impl Control {
         self.node.consensus()
     }
 
-    /// Serves until it is drained. When this returns, the data directory is closed and free.
+    /// Serves until it is drained, and leaves the leadership to another node if it has it. When this returns,
+    /// the data directory is closed and free.
     ///
     /// # Errors
     /// [`RunError`] when Raft, its disk or the server failed; the process should then end.
@@ -239,7 +242,7 @@ where
 {
     let consensus = Arc::clone(&service.consensus);
     let identity = consensus.identity().clone();
-    let raft = RaftServer::new(RaftService::new(consensus, identity))
+    let raft = RaftServer::new(RaftService::new(Arc::clone(&consensus), identity))
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let server = ControlServer::new(service)
@@ -255,11 +258,12 @@ where
         .add_service(raft)
         .serve_with_incoming_shutdown(incoming, async move {
             draining.reached(Phase::Draining).await;
+            consensus.hand_over().await;
         });
     let cut_off = async {
         drain.reached(Phase::Draining).await;
         let stopping = drain.reached(Phase::Stopping);
-        if timeout(DRAIN_WAIT_MAX, stopping).await.is_err() {
+        if timeout(HAND_OVER_WAIT_MAX + DRAIN_WAIT_MAX, stopping).await.is_err() {
             tracing::warn!("calls were still open after {DRAIN_WAIT_MAX:?}, cutting them off");
         }
     };

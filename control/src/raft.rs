@@ -13,6 +13,7 @@ mod consensus;
 mod contact;
 mod convert;
 mod group;
+mod handover;
 mod log;
 mod machine;
 mod network;
@@ -24,6 +25,7 @@ pub(crate) use self::consensus::{
     Consensus, ConsensusOptions, NodeStatus, ProposeError, StartConsensusError,
 };
 pub(crate) use self::group::GroupError;
+pub(crate) use self::handover::HAND_OVER_WAIT_MAX;
 pub(crate) use self::server::{RaftService, check};
 
 use crate::command::Command;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use phalanx_chassis::control_client::{ControlClient, Registered};
-use phalanx_chassis::drain::{self, DrainTrigger};
+use phalanx_chassis::drain::{self, DrainTrigger, Phase};
 use phalanx_chassis::metrics::Metrics;
 use phalanx_chassis::watch::ViewWatch;
 use phalanx_proto::change::{Change, GroupChange, WatchEvent};
@@ -42,7 +42,7 @@ struct Killable {
     consensus: Arc<Consensus>,
     metrics: Metrics,
     run: JoinHandle<Result<(), RunError>>,
-    _trigger: DrainTrigger,
+    trigger: DrainTrigger,
 }
 
 struct Group {
@@ -77,7 +77,7 @@ impl Killable {
         let (consensus, address) = (control.consensus(), control.local_addr());
         let run = runtime.spawn(control.run());
         let runtime = Some(runtime);
-        Ok((Self { runtime, consensus, metrics, run, _trigger: trigger }, address))
+        Ok((Self { runtime, consensus, metrics, run, trigger }, address))
     }
 }
 
@@ -139,6 +139,15 @@ impl Group {
     fn kill(&mut self, id: u64) {
         self.links[&id].cut();
         assert!(self.nodes.remove(&id).is_some(), "node {id} runs");
+    }
+
+    /// Asks a node to leave and waits until it has.
+    async fn drain(&mut self, id: u64) {
+        let mut node = self.nodes.remove(&id).expect("the node runs");
+        node.trigger.advance(Phase::Draining);
+        let stopped = timeout(WAIT_MAX, &mut node.run).await;
+        stopped.expect("the node stops").unwrap().unwrap();
+        self.links[&id].cut();
     }
 
     fn client(&self, id: u64) -> ControlClient {
@@ -251,6 +260,26 @@ async fn when_the_leader_dies_writes_go_on_and_it_catches_up_when_it_is_back() {
     group.shows(leader, "without it").await;
     group.put(leader, "through it").await;
     group.shows(other, "through it").await;
+}
+
+#[tokio::test]
+async fn a_leader_told_to_leave_makes_another_lead_before_it_is_gone() {
+    let mut group = Group::start(LONG).await;
+    group.put(1, "before").await;
+    let leader = group.leader(1, 0).await;
+    let [away, successor] = others(leader);
+    let term = group.client(leader).status().await.unwrap().term;
+
+    // Without this one the successor needs the leaver's own vote.
+    group.kill(away);
+    group.put(leader, "without it").await;
+    group.drain(leader).await;
+    let status = group.client(successor).status().await.unwrap();
+    assert_eq!((status.leader, status.term), (successor, term + 1), "no election was waited for");
+
+    group.start_node(away).await;
+    group.put(away, "after").await;
+    group.shows(successor, "after").await;
 }
 
 #[tokio::test]
