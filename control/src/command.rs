@@ -180,10 +180,7 @@ fn validate_alias(alias: &Alias) -> Result<(), Fault> {
 /// A shadow is there to be compared with the targets, so it is none of them.
 fn validate_shadow(alias: &Alias) -> Result<(), Fault> {
     let Some(shadow) = &alias.shadow else { return Ok(()) };
-    let is_shadow = |target: &&AliasTarget| {
-        target.model == shadow.model && target.revision == shadow.revision && target.weight > 0
-    };
-    if alias.targets.iter().any(|target| is_shadow(&target)) {
+    if alias.targets.iter().any(|target| target.is_same_model(shadow)) {
         let message =
             format!("shadow {} of alias {} is one of its targets", shadow.model, alias.name);
         return Err(Fault::invalid("alias.shadow", message));

@@ -39,14 +39,18 @@ pub(super) fn set_alias(view: &ClusterView, alias: &Alias) -> Ops {
     put_alias(view, Alias { previous, ..alias.clone() })
 }
 
-/// Done twice, it changes nothing: what is rolled back is what comes before then.
+/// What is rolled back is what comes before then, so a second one returns to it. A shadow that is back among
+/// the targets has nothing left to be compared with.
 pub(super) fn rollback_alias(view: &ClusterView, name: &ModelName) -> Ops {
     let known = known_alias(view, name)?;
     let before = known.previous.clone();
     let targets = before.ok_or_else(|| Refusal::NothingBefore { name: name.clone() })?;
     check_targets(view, name, &targets)?;
-    let previous = Some(known.targets.clone());
-    put_alias(view, Alias { targets, previous, ..known.clone() })
+    let is_none_of_them =
+        |shadow: &AliasTarget| !targets.iter().any(|target| target.is_same_model(shadow));
+    let shadow = known.shadow.clone().filter(is_none_of_them);
+    let (name, previous) = (name.clone(), Some(known.targets.clone()));
+    put_alias(view, Alias { name, targets, shadow, previous })
 }
 
 pub(super) fn remove_alias(view: &ClusterView, name: &ModelName) -> Ops {

@@ -37,3 +37,12 @@ pub struct Alias {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous: Option<Vec<AliasTarget>>,
 }
+
+// === impl AliasTarget ===
+
+impl AliasTarget {
+    /// Whether both are the same model at the same revision, whatever their weights.
+    pub fn is_same_model(&self, other: &Self) -> bool {
+        self.model == other.model && self.revision == other.revision
+    }
+}

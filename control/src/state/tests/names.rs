@@ -50,6 +50,18 @@ fn another_shadow_keeps_what_was_before() {
 }
 
 #[test]
+fn a_shadow_goes_when_a_rollback_makes_it_a_target() {
+    let rolled_back = |shadow: &str| {
+        let shadow = Some(AliasTarget { model: shadow.into(), revision: None, weight: 0 });
+        let shadowed = Command::Internal(Change::SetAlias(Alias { shadow, ..to("a", &["n"]) }));
+        let state = check(&[set("a", &["m"]), shadowed, rollback("a")], &applied(3));
+        state.view.aliases[&"a".into()].shadow.clone()
+    };
+    assert_eq!(rolled_back("m"), None);
+    assert_eq!(rolled_back("s").map(|shadow| shadow.model), Some("s".into()));
+}
+
+#[test]
 fn a_name_leads_to_a_model_in_one_step_and_hides_none_that_is_served() {
     let served = "m is a model that member 1 serves, so it cannot be an alias";
     check_refused(&[register("i", 1), set("m", &["n"])], served);
