@@ -479,6 +479,7 @@ async fn a_new_node_learns_then_votes_then_leads_and_an_old_one_leaves() {
 async fn a_call_from_another_cluster_changes_nothing() {
     let group = Group::start(LONG).await;
     group.put(1, "before").await;
+    group.shows(2, "before").await;
     let before = group.client(2).status().await.unwrap();
 
     let folder = tempfile::tempdir().unwrap();
