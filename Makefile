@@ -43,6 +43,8 @@ bench: ## Run the benchmarks: tables on the terminal, JSON in bench/results
 	cargo bench --locked --package phalanx-kernels --bench linear
 	cargo bench --locked --package phalanx-worker --bench engine -- \
 		--out $(CURDIR)/bench/results/engine.json $(BENCH_ARGS)
+	cargo bench --locked --package phalanx-control --bench recovery -- \
+		--out $(CURDIR)/bench/results/control-recovery.json
 	cargo build --release --locked --bin phalanx
 	cargo bench --locked --package phalanx-cluster-tests --bench router -- \
 		--out $(CURDIR)/bench/results/router.json

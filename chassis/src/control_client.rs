@@ -4,6 +4,8 @@
 //! Every call may be repeated: registrations are named by their instance, commands by client and
 //! sequence, and the rest only reads or renews.
 
+mod archive;
+
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -272,8 +274,16 @@ impl ControlClient {
         self.0.current.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Tries each node once, beginning with the one that answered last.
     async fn call<T, A, F>(&self, attempt: A) -> Result<T, Fault>
+    where
+        A: Fn(Stub) -> F,
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        self.call_within(CALL_WAIT_MAX, attempt).await
+    }
+
+    /// Tries each node once, for `wait_max`, beginning with the one that answered last.
+    async fn call_within<T, A, F>(&self, wait_max: Duration, attempt: A) -> Result<T, Fault>
     where
         A: Fn(Stub) -> F,
         F: Future<Output = Result<Response<T>, Status>>,
@@ -284,7 +294,7 @@ impl ControlClient {
         for turn in 0..nodes.stubs.len() {
             let at = (first + turn) % nodes.stubs.len();
             let (url, stub) = &nodes.stubs[at];
-            let answer = timeout(CALL_WAIT_MAX, attempt(stub.clone())).await;
+            let answer = timeout(wait_max, attempt(stub.clone())).await;
             let fault = match answer {
                 Ok(Ok(response)) => {
                     nodes.current.store(at, Ordering::Relaxed);
@@ -298,7 +308,7 @@ impl ControlClient {
                 Ok(Err(status)) => from_status(&status),
                 Err(_elapsed) => Fault::new(
                     FaultCode::DeadlineExceeded,
-                    format!("{url} did not answer within {CALL_WAIT_MAX:?}"),
+                    format!("{url} did not answer within {wait_max:?}"),
                 ),
             };
             if !may_other_node_answer(fault.code) {

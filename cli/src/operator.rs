@@ -9,6 +9,7 @@
 //! control node could answer it.
 
 mod alias;
+mod backup;
 mod cluster;
 mod key;
 mod limit;

@@ -148,7 +148,8 @@ impl Identity {
         Ok(from)
     }
 
-    fn cluster_id(&self) -> Option<Arc<str>> {
+    /// The cluster, if this node belongs to one.
+    pub(crate) fn cluster_id(&self) -> Option<Arc<str>> {
         self.0.cluster_id.read().clone()
     }
 }

@@ -10,13 +10,14 @@
 //! ```
 //!
 //! Reading order: [`command`] and [`state`] (what may change, and how), [`liveness`], `feed`, `service`,
-//! `forward`, `leader`, `checkpoint` (replicas compared), `node` (what starts and stops all of it), `identity` and `peers` (who calls whom),
+//! `forward`, `backup`, `leader`, `checkpoint` (replicas compared), `node` (what starts and stops all of it), `identity` and `peers` (who calls whom),
 //! `raft` and `store` (adapters), `host` (the machine under them).
 //!
 //! Deliberately absent: prompts, tokens and load, none of which this crate ever sees; and, outside `raft`, every
 //! type of the Raft library.
 #![forbid(unsafe_code)]
 
+pub mod backup;
 mod checkpoint;
 pub mod command;
 mod config;

@@ -8,6 +8,7 @@
 //!                                      └◄────── server ◄───gRPC─── peers        (both through wire)
 //! ```
 
+mod archive;
 mod config;
 mod consensus;
 mod contact;

@@ -1,5 +1,7 @@
 //! gRPC to commands and back. No decisions.
 
+mod archive;
+
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,8 +15,9 @@ use phalanx_proto::pb;
 use phalanx_proto::view::MemberState;
 use phalanx_proto::wire::to_status;
 use tonic::transport::Channel;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
+use self::archive::BackupParts;
 use crate::command::{Command, validate};
 use crate::feed::{Feed, Position, Subscriber, WatchError};
 use crate::forward::Forwarder;
@@ -157,6 +160,23 @@ impl pb::control_server::Control for ControlService {
             Ok(pb::ChangeGroupResponse { node_id: node.0 })
         };
         changed.await.map(Response::new).map_err(|fault: Fault| to_status(&fault))
+    }
+
+    type BackupStream = BackupParts;
+
+    async fn backup(
+        &self,
+        request: Request<pb::BackupRequest>,
+    ) -> Result<Response<BackupParts>, Status> {
+        self.do_backup(request).await
+    }
+
+    async fn restore(
+        &self,
+        request: Request<Streaming<pb::BackupPart>>,
+    ) -> Result<Response<pb::RestoreResponse>, Status> {
+        let restored = self.do_restore(request.into_inner()).await;
+        restored.map(Response::new).map_err(|fault| to_status(&fault))
     }
 }
 

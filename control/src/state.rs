@@ -127,6 +127,13 @@ impl State {
         self.instances.insert(MemberId(0), "drifted".to_owned());
     }
 
+    /// Goes on as another history, at an index beyond this one's.
+    pub(crate) fn begin_anew(&mut self, cluster_id: &str, lineage: Lineage, index: ViewIndex) {
+        cluster_id.clone_into(&mut self.cluster_id);
+        self.view.lineage = lineage;
+        self.skip(index);
+    }
+
     /// A second founding changes nothing: two leaders may both have seen an unfounded cluster.
     fn found(&mut self, cluster_id: &str, lineage: Lineage) {
         if self.cluster_id.is_empty() {

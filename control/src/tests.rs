@@ -1,5 +1,6 @@
 //! Whole nodes on loopback, called as workers and routers call them.
 
+mod backup;
 mod golden;
 mod group;
 mod keys;

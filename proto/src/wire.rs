@@ -7,6 +7,7 @@ mod access;
 mod change;
 mod fault;
 mod member;
+pub mod parts;
 mod placement;
 #[cfg(test)]
 mod samples;

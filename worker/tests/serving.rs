@@ -85,6 +85,22 @@ impl pb::control_server::Control for AgreeableControl {
     ) -> Result<Response<pb::ChangeGroupResponse>, Status> {
         Err(to_status(&Fault::new(FaultCode::Internal, "nobody asks")))
     }
+
+    type BackupStream = tokio_stream::Empty<Result<pb::BackupPart, Status>>;
+
+    async fn backup(
+        &self,
+        _request: Request<pb::BackupRequest>,
+    ) -> Result<Response<Self::BackupStream>, Status> {
+        Err(to_status(&Fault::new(FaultCode::Internal, "nobody asks")))
+    }
+
+    async fn restore(
+        &self,
+        _request: Request<tonic::Streaming<pb::BackupPart>>,
+    ) -> Result<Response<pb::RestoreResponse>, Status> {
+        Err(to_status(&Fault::new(FaultCode::Internal, "nobody asks")))
+    }
 }
 
 /// A running worker and its client.

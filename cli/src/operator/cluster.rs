@@ -1,6 +1,8 @@
 //! `phalanx cluster`: what an operator asks of the control group, through any of its nodes.
 
-use clap::{Arg, ArgMatches, Command};
+use std::path::PathBuf;
+
+use clap::{Arg, ArgAction, ArgMatches, Command};
 use phalanx_proto::change::GroupChange;
 use phalanx_proto::id::NodeId;
 use phalanx_proto::pb::{RaftMember, StatusResponse};
@@ -8,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::session::Session;
 use super::table::{Column, Table};
-use super::{Answer, group, required, unknown_action, word};
+use super::{Answer, backup, group, required, unknown_action, word};
 use crate::failure::Failure;
 
 /// What is asked.
@@ -18,6 +20,10 @@ pub(crate) enum Action {
     Status,
     /// A change of the group.
     Change(GroupChange),
+    /// What the group holds, into a file.
+    Backup { file: PathBuf, is_stale: bool },
+    /// A new history, from a file.
+    Restore { file: PathBuf },
 }
 
 pub(super) fn command() -> Command {
@@ -32,6 +38,19 @@ pub(super) fn command() -> Command {
         .subcommand(action("promote", "Give a node a vote").arg(id()))
         .subcommand(action("remove", "Take a node out for good").arg(id()))
         .subcommand(action("transfer", "Make a voter lead").arg(id()))
+        .subcommand(
+            action("backup", "Save everything the group holds in a file")
+                .arg(required("file", "FILE", "The file, replaced whole or not at all"))
+                .arg(
+                    Arg::new("stale").long("stale").action(ArgAction::SetTrue).help(
+                        "Save what one node has at hand, which may lag behind; needs no leader",
+                    ),
+                ),
+        )
+        .subcommand(
+            action("restore", "Begin again from a backup, at one node that has no state")
+                .arg(required("file", "FILE", "What backup saved")),
+        )
 }
 
 // === impl Action ===
@@ -42,8 +61,13 @@ impl Action {
             let id = matches.get_one::<u64>("id").copied();
             id.map(NodeId).ok_or_else(|| Failure::usage("a node's id is required"))
         };
+        let file = || word(matches, "file").map(PathBuf::from);
         Ok(Self::Change(match action {
             "status" => return Ok(Self::Status),
+            "backup" => {
+                return Ok(Self::Backup { file: file()?, is_stale: matches.get_flag("stale") });
+            }
+            "restore" => return Ok(Self::Restore { file: file()? }),
             "add" => GroupChange::Add { url: word(matches, "url")?.to_owned() },
             "promote" => GroupChange::Promote(node()?),
             "remove" => GroupChange::Remove(node()?),
@@ -63,6 +87,8 @@ impl Action {
                 let text = format!("{}\n", done(&change, node));
                 Ok(Answer { text, json: json!({"id": node.0}) })
             }
+            Self::Backup { file, is_stale } => backup::backup(session, file, is_stale).await,
+            Self::Restore { file } => backup::restore(session, file).await,
         }
     }
 }

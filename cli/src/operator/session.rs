@@ -6,7 +6,7 @@ use phalanx_chassis::control_client::ControlClient;
 use phalanx_proto::change::{Change, GroupChange};
 use phalanx_proto::fault::{Fault, FaultCode};
 use phalanx_proto::id::{NodeId, ViewIndex};
-use phalanx_proto::pb::StatusResponse;
+use phalanx_proto::pb::{RestoreResponse, StatusResponse};
 use phalanx_proto::view::ClusterView;
 use serde_json::{Value, json};
 
@@ -20,6 +20,8 @@ const ANSWER_WAIT_MAX: Duration = Duration::from_secs(15);
 #[derive(Debug)]
 pub(super) struct Session {
     client: ControlClient,
+    /// How many nodes may be asked.
+    nodes: usize,
     /// Names the writes together with `sequence`, so that one asked again is not applied again.
     name: String,
     sequence: u64,
@@ -38,7 +40,8 @@ pub(super) struct Seen {
 impl Session {
     pub(super) fn new(urls: &[String]) -> Result<Self, Failure> {
         let client = ControlClient::new(urls).map_err(|error| Failure::usage(error.to_string()))?;
-        Ok(Self { client, name: format!("operator-{}", uuid::Uuid::new_v4()), sequence: 0 })
+        let name = format!("operator-{}", uuid::Uuid::new_v4());
+        Ok(Self { client, nodes: urls.len(), name, sequence: 0 })
     }
 
     /// The cluster with every write in it that was answered before; with `is_stale`, as one node has it.
@@ -73,6 +76,26 @@ impl Session {
     /// Changes the control group.
     pub(super) async fn change_group(&self, change: GroupChange) -> Result<NodeId, Failure> {
         self.client.change_group(change).await.map_err(|fault| failure(&fault))
+    }
+
+    /// How many nodes may be asked.
+    pub(super) const fn nodes(&self) -> usize {
+        self.nodes
+    }
+
+    /// Everything the group holds, as a file; with `is_stale`, what one node has of it.
+    pub(super) async fn backup(&self, is_stale: bool) -> Result<Vec<u8>, Failure> {
+        self.client.backup(is_stale).await.map_err(|fault| match failure(&fault) {
+            Failure::Unreachable(line) if !is_stale && fault.retry_after.is_some() => {
+                Failure::Unreachable(format!("{line}; --stale saves what a node has at hand"))
+            }
+            failure => failure,
+        })
+    }
+
+    /// Begins a new history from `file` at the node asked.
+    pub(super) async fn restore(&self, file: Vec<u8>) -> Result<RestoreResponse, Failure> {
+        self.client.restore(file).await.map_err(|fault| failure(&fault))
     }
 
     /// What one node knows of the control group.

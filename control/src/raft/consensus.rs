@@ -12,9 +12,10 @@ use parking_lot::Mutex;
 use phalanx_chassis::whole_file;
 use phalanx_proto::id::NodeId;
 use tokio::runtime::{Handle, Runtime};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
+use super::archive::ARCHIVES_MAX;
 use super::contact::Contact;
 use super::log::Log;
 use super::machine::Machine;
@@ -65,6 +66,10 @@ pub(crate) struct Consensus {
     identity: Identity,
     contact: Contact,
     checkpoints: Arc<Mutex<Checkpoints>>,
+    /// How peers reach this node.
+    url: String,
+    host: Arc<dyn Host>,
+    archives: Semaphore,
     handle: Handle,
     /// Taken when the node stops.
     threads: Mutex<Option<Threads>>,
@@ -148,8 +153,17 @@ impl Consensus {
         let started = handle.spawn(start).await.map_err(|error| raft_error(&error))?;
         let raft = started.map_err(|error| raft_error(&error))?;
         let threads = Mutex::new(Some(Threads { writer, runtime }));
-        let contact = Contact::default();
-        let consensus = Self { raft, identity, contact, checkpoints, handle, threads };
+        let consensus = Self {
+            raft,
+            identity,
+            contact: Contact::default(),
+            checkpoints,
+            url: url.clone(),
+            host,
+            archives: Semaphore::new(ARCHIVES_MAX),
+            handle,
+            threads,
+        };
         if let Some(recovered) = consensus.cluster_id().await {
             // Directories from before the id had a file of its own.
             consensus.identity.cluster_id_or(&recovered).await?;
@@ -265,6 +279,20 @@ impl Consensus {
     /// To be told of the leader's calls.
     pub(super) const fn contact(&self) -> &Contact {
         &self.contact
+    }
+
+    /// Where this node tells others to reach it.
+    pub(super) fn url(&self) -> &str {
+        &self.url
+    }
+
+    pub(super) const fn host(&self) -> &Arc<dyn Host> {
+        &self.host
+    }
+
+    /// One permit for each state that may be packed or unpacked.
+    pub(super) const fn archives(&self) -> &Semaphore {
+        &self.archives
     }
 
     /// For the calls of peers.

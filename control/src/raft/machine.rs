@@ -16,12 +16,11 @@ use crate::command::Command;
 use crate::feed::{Feed, Position};
 use crate::host::{Host, off_the_runtime};
 use crate::state::{Reply, State};
-use crate::store::record::{decode, encode};
+use crate::store::StoreError;
+use crate::store::record::{STATE, decode, encode};
 use crate::store::snapshot::{Snapshot, SnapshotFolder, SnapshotHeader};
 
 type LibrarySnapshot = openraft::type_config::alias::SnapshotOf<Types, Vec<u8>>;
-
-const WHAT: &str = "cluster state";
 
 /// The library's state machine.
 #[derive(Debug)]
@@ -68,6 +67,17 @@ impl Machine {
 
     pub(super) const fn state(&self) -> &State {
         &self.state
+    }
+
+    /// The machine as it is now.
+    pub(super) fn copy(&self) -> SnapshotBuilder {
+        SnapshotBuilder {
+            state: self.state.clone(),
+            applied: self.applied,
+            membership: self.membership.clone(),
+            folder: self.folder.clone(),
+            host: Arc::clone(&self.host),
+        }
     }
 
     fn apply_entry(&mut self, entry: Entry) -> Result<Reply, DriftError> {
@@ -121,13 +131,7 @@ impl RaftStateMachine<Types> for Machine {
     }
 
     async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
-        SnapshotBuilder {
-            state: self.state.clone(),
-            applied: self.applied,
-            membership: self.membership.clone(),
-            folder: self.folder.clone(),
-            host: Arc::clone(&self.host),
-        }
+        self.copy()
     }
 
     async fn install_snapshot(
@@ -135,7 +139,7 @@ impl RaftStateMachine<Types> for Machine {
         meta: &SnapshotMeta,
         body: Vec<u8>,
     ) -> Result<(), io::Error> {
-        let state: State = decode(WHAT, &body)?;
+        let state: State = decode(STATE, &body)?;
         let snapshot = snapshot_of(&state, meta, body);
         write(&*self.host, self.folder.clone(), snapshot).await?;
         self.feed.reset(state.view().clone());
@@ -149,31 +153,30 @@ impl RaftStateMachine<Types> for Machine {
     async fn get_current_snapshot(&mut self) -> Result<Option<LibrarySnapshot>, io::Error> {
         let folder = self.folder.clone();
         let latest = off_the_runtime(&*self.host, move || folder.latest()).await?;
-        Ok(latest.map(|Snapshot { header, body }| LibrarySnapshot {
-            meta: SnapshotMeta {
-                last_log_id: header.last.map(convert::log_id),
-                last_membership: convert::stored_membership(
-                    header.membership_at,
-                    header.membership,
-                ),
-            },
-            snapshot: body,
-        }))
+        Ok(latest.map(library_snapshot))
     }
 }
 
 // === impl SnapshotBuilder ===
 
+impl SnapshotBuilder {
+    pub(super) fn snapshot(&self) -> Result<Snapshot, StoreError> {
+        Ok(snapshot_of(&self.state, &self.meta(), encode(STATE, &self.state)?))
+    }
+
+    fn meta(&self) -> SnapshotMeta {
+        SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() }
+    }
+}
+
 impl RaftSnapshotBuilder<Types> for SnapshotBuilder {
     type SnapshotData = Vec<u8>;
 
     async fn build_snapshot(&mut self) -> Result<LibrarySnapshot, io::Error> {
-        let body = encode(WHAT, &self.state)?;
-        let meta =
-            SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() };
-        let snapshot = snapshot_of(&self.state, &meta, body.clone());
+        let snapshot = self.snapshot()?;
+        let body = snapshot.body.clone();
         write(&*self.host, self.folder.clone(), snapshot).await?;
-        Ok(LibrarySnapshot { meta, snapshot: body })
+        Ok(LibrarySnapshot { meta: self.meta(), snapshot: body })
     }
 }
 
@@ -187,6 +190,13 @@ fn snapshot_of(state: &State, meta: &SnapshotMeta, body: Vec<u8>) -> Snapshot {
         membership_at: meta.last_membership.log_id().as_ref().map(convert::position),
     };
     Snapshot { header, body }
+}
+
+/// A snapshot as the library carries it.
+pub(super) fn library_snapshot(Snapshot { header, body }: Snapshot) -> LibrarySnapshot {
+    let last_membership = convert::stored_membership(header.membership_at, header.membership);
+    let last_log_id = header.last.map(convert::log_id);
+    LibrarySnapshot { meta: SnapshotMeta { last_log_id, last_membership }, snapshot: body }
 }
 
 async fn write(host: &dyn Host, folder: SnapshotFolder, snapshot: Snapshot) -> io::Result<()> {

@@ -14,12 +14,12 @@ use openraft::raft::{
 };
 use openraft::{BasicNode, OptionalSend, RaftNetworkFactory, RaftNetworkV2};
 use phalanx_proto::id::NodeId;
+use phalanx_proto::wire::parts::PART_BYTES_MAX;
 use phalanx_proto::{MESSAGE_BYTES_MAX, pb};
 use tokio::time::timeout;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
-use super::transfer::PART_BYTES_MAX;
 use super::{Types, Vote, wire};
 use crate::peers::Peers;
 use crate::store::chain;

@@ -6,9 +6,6 @@
 use super::wire::MessageError;
 use crate::store::snapshot::format::BODY_BYTES_MAX;
 
-/// The most data in one part; far below the largest message, so that heartbeats pass between parts.
-pub(super) const PART_BYTES_MAX: usize = 1 << 20;
-
 /// At most one snapshot on its way in.
 #[derive(Debug, Default)]
 pub(super) struct Incoming {

@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 use super::StoreError;
 use crate::command::Command;
 
+/// What the body of a snapshot is a record of.
+pub(crate) const STATE: &str = "cluster state";
+
 /// The version written.
 const VERSION: u8 = 1;
 

@@ -16,7 +16,7 @@ use crate::command::Command;
 use crate::state::{Reply, State};
 use crate::store::identity::IdentityFile;
 use crate::store::record::{
-    EntryContent, EntryRecord, LogPosition, MembershipRecord, VoteRecord, decode, encode,
+    EntryContent, EntryRecord, LogPosition, MembershipRecord, STATE, VoteRecord, decode, encode,
 };
 use crate::store::snapshot::{Snapshot, SnapshotFolder, SnapshotHeader};
 use crate::store::{LogStore as _, LogWrite, RedbStore, StoredLog};
@@ -119,7 +119,7 @@ fn write(folder: &Path) {
             EntryContent::Blank | EntryContent::Membership(_) => state.skip(index),
         }
     }
-    let snapshot = Snapshot { header: header(), body: encode("cluster state", &state).unwrap() };
+    let snapshot = Snapshot { header: header(), body: encode(STATE, &state).unwrap() };
     SnapshotFolder::open(folder.join("snapshots")).unwrap().write(&snapshot).unwrap();
     IdentityFile::new(folder).write("golden").unwrap();
     let StoredLog { vote, committed, .. } = stored();
@@ -159,7 +159,7 @@ fn check_parts(folder: &Path) {
     let snapshots = SnapshotFolder::open(folder.join("snapshots")).unwrap();
     let snapshot = snapshots.latest().unwrap().unwrap();
     assert_eq!(snapshot.header, header());
-    let mut state: State = decode("cluster state", &snapshot.body).unwrap();
+    let mut state: State = decode(STATE, &snapshot.body).unwrap();
     assert_eq!((state.view().lineage, state.view().index), (Lineage(5), ViewIndex(SNAPSHOT_AT)));
     // What a client was told is part of it.
     let again = submit("operator", 1, Change::SetAlias(alias("a")));

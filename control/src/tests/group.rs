@@ -25,6 +25,7 @@ use tonic::Code;
 
 use super::link::Link;
 use super::{LONG, WAIT_MAX, any_port, once_led, registration, seen};
+use crate::backup::inspect;
 use crate::host::ThisMachine;
 use crate::identity::Identity;
 use crate::liveness::Timings;
@@ -503,4 +504,31 @@ async fn a_call_from_another_cluster_changes_nothing() {
 
     let after = group.client(2).status().await.unwrap();
     assert_eq!((after.term, after.leader), (before.term, before.leader));
+}
+
+#[tokio::test]
+async fn any_node_gives_a_backup_as_of_now_and_a_survivor_what_it_has() {
+    let mut group = Group::start(LONG).await;
+    for id in 1..=3 {
+        let index = group.put(id, &format!("by {id}")).await;
+        // Through every node, whoever leads: what was answered before is in it.
+        let [other, _another] = others(id);
+        let saved = once_led(|| async { group.client(other).backup(false).await }).await.unwrap();
+        assert!(inspect(&saved).unwrap().index >= index);
+    }
+    group.kill(1);
+    group.kill(2);
+    let client = group.client(3);
+    let fault = timeout(WAIT_MAX, async {
+        // It may take an election's time until the survivor notices that it is alone.
+        loop {
+            if let Err(fault) = client.backup(false).await {
+                break fault;
+            }
+        }
+    });
+    let fault = fault.await.expect("a node without a quorum cannot know what is latest");
+    assert!(matches!(fault.code, FaultCode::Unavailable | FaultCode::DeadlineExceeded), "{fault}");
+    let saved = client.backup(true).await.unwrap();
+    assert_eq!(inspect(&saved).unwrap().models, 3);
 }

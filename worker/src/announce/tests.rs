@@ -99,6 +99,22 @@ impl pb::control_server::Control for ScriptedControl {
     ) -> Result<Response<pb::ChangeGroupResponse>, Status> {
         Ok(Response::new(pb::ChangeGroupResponse::default()))
     }
+
+    type BackupStream = BoxStream<'static, Result<pb::BackupPart, Status>>;
+
+    async fn backup(
+        &self,
+        _request: Request<pb::BackupRequest>,
+    ) -> Result<Response<Self::BackupStream>, Status> {
+        Err(Status::unimplemented("nobody asks"))
+    }
+
+    async fn restore(
+        &self,
+        _request: Request<tonic::Streaming<pb::BackupPart>>,
+    ) -> Result<Response<pb::RestoreResponse>, Status> {
+        Err(Status::unimplemented("nobody asks"))
+    }
 }
 
 struct Scene {

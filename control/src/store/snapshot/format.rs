@@ -8,6 +8,8 @@
 
 use std::io::Read as _;
 
+use phalanx_proto::wire::parts::BACKUP_BYTES_MAX;
+
 use super::{Snapshot, WHAT};
 use crate::store::StoreError;
 
@@ -22,7 +24,8 @@ const DIGEST_BYTES: usize = 32;
 pub(crate) const BODY_BYTES_MAX: u64 = 64 << 20;
 
 /// The largest file: a body that does not shrink, its header, and what frames them.
-pub(crate) const FILE_BYTES_MAX: u64 = BODY_BYTES_MAX + (2 << 20);
+pub(crate) const FILE_BYTES_MAX: u64 = BACKUP_BYTES_MAX;
+const _: () = assert!(FILE_BYTES_MAX > BODY_BYTES_MAX + (1 << 20), "a body fits into a file");
 
 /// zstd's own choice. A body of 10 MB takes some 50 ms and a fifteenth of the space; higher levels take far
 /// longer for little.
