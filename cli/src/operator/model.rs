@@ -99,7 +99,7 @@ impl Action {
                     "replicas": replicas,
                     "tp": tp,
                 });
-                let text = format!("{replicas} of {name}@{revision} wanted, each on {tp} devices");
+                let text = format!("wanted: {replicas} of {name}@{revision} at tp {tp}");
                 let change = Change::SetDeployment { name, revision, replicas, tp };
                 Ok(Answer::done(text, row, session.submit(change).await?))
             }
