@@ -1,6 +1,6 @@
 //! Clusters: all roles in one process, or a process for each.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -31,7 +31,7 @@ pub struct Cluster {
     pub worker: Restartable,
     /// The control node, which can be broken and brought back.
     pub control: Restartable,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 /// A role that comes back on the port it had.
@@ -85,7 +85,36 @@ impl Cluster {
         let mut router = Process::start(folder.path(), "router", &arguments)?;
         let client = Client::new(url_in(&router.addresses().await?, "listen")?);
         wait_until_ready(&client).await?;
-        Ok(Self { client, router, worker, control, _folder: folder })
+        Ok(Self { client, router, worker, control, folder })
+    }
+
+    /// Adds a worker, and waits until the router reaches it.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub async fn add_worker(&self, name: &'static str) -> Result<Restartable> {
+        let arguments = words(&["worker", "--control", &self.control.url], &[]);
+        let before = self.workers_up().await?;
+        let worker = Restartable::start(&self.folder, name, arguments).await?;
+        self.until_workers_up(before + 1.0).await?;
+        Ok(worker)
+    }
+
+    /// Waits until the router reaches as many workers as `expected`, no more and no less.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn until_workers_up(&self, expected: f64) -> Result<()> {
+        eventually("the router reaches the workers", START_MAX, async || {
+            let up = self.workers_up().await?;
+            ensure!(up == expected, "{up} workers are up, not {expected}");
+            Ok(true)
+        })
+        .await
+    }
+
+    async fn workers_up(&self) -> Result<f64> {
+        self.client.metrics().await?.sum("phalanx_workers_up")
     }
 }
 

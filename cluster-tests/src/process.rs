@@ -109,9 +109,29 @@ impl Process {
     /// # Errors
     /// When the signal cannot be sent.
     pub fn ask_to_end(&self) -> Result<()> {
-        let sent =
-            Command::new("sh").arg("-c").arg(format!("kill -TERM {}", self.child.id())).status()?;
-        ensure!(sent.success(), "cannot send SIGTERM to {}: {sent}", self.name);
+        self.signal("TERM")
+    }
+
+    /// Stops the process without a word to its peers: SIGSTOP. Its connections stay open, and silent.
+    ///
+    /// # Errors
+    /// When the signal cannot be sent.
+    pub fn pause(&self) -> Result<()> {
+        self.signal("STOP")
+    }
+
+    /// Lets a paused process go on: SIGCONT.
+    ///
+    /// # Errors
+    /// When the signal cannot be sent.
+    pub fn go_on(&self) -> Result<()> {
+        self.signal("CONT")
+    }
+
+    fn signal(&self, signal: &str) -> Result<()> {
+        let command = format!("kill -{signal} {}", self.child.id());
+        let sent = Command::new("sh").arg("-c").arg(command).status()?;
+        ensure!(sent.success(), "cannot send SIG{signal} to {}: {sent}", self.name);
         Ok(())
     }
 

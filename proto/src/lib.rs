@@ -9,6 +9,8 @@
 //! [`change`] (everyone to control), [`api_key`] (what clients are known by), [`wire`]. Deliberately absent: any clock, channel, socket or configuration.
 #![forbid(unsafe_code)]
 
+use std::time::Duration;
+
 pub mod api_key;
 mod base64_text;
 pub mod change;
@@ -42,3 +44,7 @@ pub mod pb {
 /// The largest gRPC message either side accepts, in bytes. A request body is at most 8 MiB of JSON
 /// (the router's limit), and a prompt's token ids take at most 5 bytes each.
 pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
+
+/// How often a worker reports on its event stream at the least, with news or without: routers tell by its
+/// silence that it is gone. Ten small messages a second and router cost a worker next to nothing.
+pub const REPORT_EVERY: Duration = Duration::from_millis(100);

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! view ── follow ──► Fleet (names -> engines) ── candidates ──► cost::choose ──► engine/native
-//!                                                    ▲ credit, load, learnt rates
+//!                                  ▲                 ▲ credit, load, learnt rates
+//! reports, and their silence ── listen
 //! ```
 //! A prefix index adds a term to the cost, a breaker removes candidates: both belong here, unseen by `api`.
 
@@ -10,6 +11,7 @@ pub(crate) mod cost;
 pub(crate) mod credit;
 pub(crate) mod fleet;
 pub(crate) mod follow;
+pub(crate) mod listen;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -86,7 +88,7 @@ impl Dispatch {
         let rotation = self.rotation.fetch_add(1, Ordering::Relaxed);
         let draw = uuid::Uuid::new_v4().as_u64_pair().0;
         let route = fleet.route(name, draw).ok_or_else(|| fleet.unknown(name))?;
-        let candidates: Vec<&Arc<Engine>> = route.candidates(excluded).collect();
+        let candidates = route.candidates(excluded);
         let offers: Vec<Offer> = candidates.iter().map(|engine| engine.offer()).collect();
         let chosen = cost::choose(&offers, work, rotation)
             .ok_or_else(|| RouterError::NoWorker { model: name.clone() })?;

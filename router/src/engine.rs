@@ -1,7 +1,9 @@
 //! One engine that answers requests: who it is, whether it is up, what it is doing, how fast it is.
 //!
-//! [`link`] keeps the connection and its load reports; [`native`] makes one call over it.
+//! [`link`] keeps the connection and its load reports, [`hearing`] tells whether they still come; [`native`] makes
+//! one call over it.
 
+pub(crate) mod hearing;
 pub(crate) mod link;
 pub(crate) mod native;
 
@@ -15,6 +17,7 @@ use phalanx_proto::pb;
 use phalanx_proto::view::{Member, ServedModel};
 use tonic::transport::Channel;
 
+use self::hearing::{Hearing, WakingClock};
 use crate::dispatch::cost::{Estimate, Offer, Work};
 use crate::dispatch::credit::{Credit, CreditGuard};
 
@@ -26,6 +29,9 @@ pub(crate) struct Engine {
     pub(crate) address: String,
     pub(crate) models: Vec<ServedModel>,
     channel: ArcSwapOption<Channel>,
+    hearing: Hearing,
+    /// Whether operators were told last that it is silent.
+    silence_noted: AtomicBool,
     load: Load,
     credit: Arc<Credit>,
     estimate: Mutex<Estimate>,
@@ -42,14 +48,16 @@ struct Load {
 // === impl Engine ===
 
 impl Engine {
-    /// The engine of a registration; down until its link is up.
-    pub(crate) fn new(member: &Member) -> Self {
+    /// The engine of a registration; down until its link is up. Its silence is counted by `clock`.
+    pub(crate) fn new(member: &Member, clock: Arc<WakingClock>) -> Self {
         Self {
             id: member.id,
             epoch: member.epoch,
             address: member.address.clone(),
             models: member.models.clone(),
             channel: ArcSwapOption::empty(),
+            hearing: Hearing::new(clock),
+            silence_noted: AtomicBool::new(false),
             load: Load::default(),
             credit: Arc::default(),
             estimate: Mutex::default(),
@@ -67,6 +75,18 @@ impl Engine {
     /// Connected and taking work.
     pub(crate) fn is_up(&self) -> bool {
         !self.load.draining.load(Ordering::Relaxed) && self.channel.load().is_some()
+    }
+
+    /// Up, and reporting as it should.
+    pub(crate) fn is_heard(&self) -> bool {
+        self.is_up() && !self.hearing.is_silent()
+    }
+
+    /// Whether it fell silent (true) or was heard again (false) since this was last asked.
+    pub(crate) fn note_silence(&self) -> Option<bool> {
+        let is_silent = self.is_up() && self.hearing.is_silent();
+        let was_silent = self.silence_noted.swap(is_silent, Ordering::Relaxed);
+        (is_silent != was_silent).then_some(is_silent)
     }
 
     /// The revision it serves of `model`, if it does.
@@ -88,6 +108,7 @@ impl Engine {
     }
 
     pub(crate) fn report(&self, load: &pb::Load) {
+        self.hearing.heard();
         self.load.draining.store(load.draining, Ordering::Relaxed);
         let sequences = load.running.saturating_add(load.waiting);
         self.load.sequences.store(sequences, Ordering::Relaxed);

@@ -128,9 +128,11 @@ impl Collector for FleetGauges {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let fleet = self.0.load();
         let up = fleet.engines().filter(|engine| engine.is_up()).count();
+        let heard = fleet.engines().filter(|engine| engine.is_heard()).count();
         let dispatched = fleet.engines().map(|engine| engine.requests()).sum();
         let gauges = [
-            ("workers_up", "Workers connected and taking work", up as u64),
+            ("workers_up", "Workers connected, heard and taking work", heard as u64),
+            ("workers_silent", "Workers connected that fell silent", (up - heard) as u64),
             ("dispatched_requests", "Generations in progress at workers", dispatched),
         ];
         for (name, help, value) in gauges {

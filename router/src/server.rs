@@ -26,7 +26,7 @@ use tower::Service;
 use crate::api::Gateway;
 use crate::config::RouterConfig;
 use crate::dispatch::fleet::Fleet;
-use crate::dispatch::{Dispatch, follow};
+use crate::dispatch::{Dispatch, follow, listen};
 use crate::metrics::{RouterMetrics, register_staleness};
 use crate::stack::{Admission, generate_stack, http_stack};
 
@@ -138,6 +138,8 @@ impl Router {
         let graceful = GracefulShutdown::new();
         let closed = CancellationToken::new();
         let _closed = closed.clone().drop_guard();
+        let listener_of_workers = tokio::spawn(listen::listen(Arc::clone(&fleet)));
+        let _listener_of_workers = AbortOnDrop(listener_of_workers.abort_handle());
         let follower = tokio::spawn(follow::follow(view, fleet));
         let _follower = AbortOnDrop(follower.abort_handle());
         let acceptor = Acceptor {

@@ -7,6 +7,7 @@ use phalanx_proto::id::{MemberId, ModelName, Revision};
 use phalanx_proto::view::{AliasTarget, ClusterView, MemberRole, MemberState};
 
 use crate::engine::Engine;
+use crate::engine::hearing::WakingClock;
 use crate::error::RouterError;
 
 /// A snapshot of the routable cluster; a new view makes a new one.
@@ -16,6 +17,8 @@ pub(crate) struct Fleet {
     engines: BTreeMap<MemberId, Arc<Engine>>,
     /// Engines of members in state ready, by the models they serve.
     ready: HashMap<ModelName, Vec<Arc<Engine>>>,
+    /// What the engines' silence is counted by, the same in every snapshot.
+    clock: Arc<WakingClock>,
 }
 
 /// What the driver must do to follow a new fleet.
@@ -48,14 +51,15 @@ pub(crate) struct Listing {
 impl Fleet {
     /// The fleet that `view` describes; engines whose registration did not change are kept.
     pub(crate) fn next(&self, view: Arc<ClusterView>) -> (Self, Changes) {
-        let mut fleet = Self { view, ..Self::default() };
+        let clock = Arc::clone(&self.clock);
+        let mut fleet = Self { view, clock, ..Self::default() };
         let mut changes = Changes::default();
         let workers = fleet.view.members.values().filter(|m| m.role == MemberRole::Worker);
         for member in workers {
             let kept = self.engines.get(&member.id).filter(|engine| engine.is_of(member));
             let engine = kept.map_or_else(
                 || {
-                    let engine = Arc::new(Engine::new(member));
+                    let engine = Arc::new(Engine::new(member, Arc::clone(&self.clock)));
                     changes.opened.push(Arc::clone(&engine));
                     engine
                 },
@@ -90,29 +94,22 @@ impl Fleet {
         Some(Route { model: name, revision: None, engines })
     }
 
-    /// A target by weight among those that an engine can serve now, or among all when none can.
+    /// A target by weight among those that an engine can serve now, or among all when none can. A target whose
+    /// engines are all silent counts only when every other one's are.
     fn weighted<'a>(&'a self, targets: &'a [AliasTarget], draw: u64) -> Option<Route<'a>> {
         let route = |target: &'a AliasTarget| Route {
             model: &target.model,
             revision: target.revision.as_ref(),
             engines: self.ready.get(&target.model).map_or(&[][..], Vec::as_slice),
         };
-        let alive = |target: &&AliasTarget| {
-            target.weight > 0 && route_has_engine(self.ready.get(&target.model), target)
-        };
-        let total: u64 = targets.iter().filter(alive).map(|target| u64::from(target.weight)).sum();
-        if total == 0 {
-            return targets.first().map(route);
-        }
-        let mut ticket = draw % total;
-        for target in targets.iter().filter(alive) {
-            let weight = u64::from(target.weight);
-            if ticket < weight {
+        for is_able in [Engine::is_heard, Engine::is_up] {
+            let alive = |target: &&'a AliasTarget| route(target).serving().any(|e| is_able(e));
+            let alive: Vec<&AliasTarget> = targets.iter().filter(alive).collect();
+            if let Some(target) = by_weight(&alive, draw) {
                 return Some(route(target));
             }
-            ticket -= weight;
         }
-        None
+        targets.first().map(route)
     }
 
     /// Whether clients may name it, served now or not.
@@ -168,36 +165,44 @@ impl Fleet {
         self.engines.values()
     }
 
+    /// What the engines' silence is counted by.
+    pub(crate) fn clock(&self) -> &WakingClock {
+        &self.clock
+    }
+
     /// Whether any model can be served now.
     pub(crate) fn is_ready(&self) -> bool {
         self.ready.values().flatten().any(|engine| engine.is_up())
     }
 }
 
-fn route_has_engine(engines: Option<&Vec<Arc<Engine>>>, target: &AliasTarget) -> bool {
-    engines.is_some_and(|engines| {
-        engines
-            .iter()
-            .any(|engine| engine.is_up() && serves(engine, target.revision.as_ref(), &target.model))
+/// The target that `draw` falls on when each has its weight's share of all draws; none when they weigh nothing.
+fn by_weight<'a>(targets: &[&'a AliasTarget], draw: u64) -> Option<&'a AliasTarget> {
+    let total: u64 = targets.iter().map(|target| u64::from(target.weight)).sum();
+    let mut ticket = draw.checked_rem(total)?;
+    targets.iter().copied().find(|target| {
+        let weight = u64::from(target.weight);
+        let is_drawn = ticket < weight;
+        ticket = ticket.saturating_sub(weight);
+        is_drawn
     })
-}
-
-fn serves(engine: &Engine, revision: Option<&Revision>, model: &ModelName) -> bool {
-    revision.is_none_or(|revision| engine.revision(model) == Some(revision))
 }
 
 // === impl Route ===
 
 impl<'a> Route<'a> {
-    /// Engines that can take the request now, but for those in `excluded`.
-    pub(crate) fn candidates(
-        self,
-        excluded: &'a [MemberId],
-    ) -> impl Iterator<Item = &'a Arc<Engine>> + 'a {
+    /// Engines that can take the request now, but for those in `excluded`. Silent ones only when no engine of
+    /// the model is heard: then it is as likely this router's network that is at fault, and one has to be tried.
+    pub(crate) fn candidates(self, excluded: &[MemberId]) -> Vec<&'a Arc<Engine>> {
+        let any_is_heard = self.serving().any(|engine| engine.is_heard());
+        let is_able = if any_is_heard { Engine::is_heard } else { Engine::is_up };
+        self.serving().filter(|engine| is_able(engine) && !excluded.contains(&engine.id)).collect()
+    }
+
+    /// Engines registered for the model at the revision asked for.
+    fn serving(self) -> impl Iterator<Item = &'a Arc<Engine>> {
         self.engines.iter().filter(move |engine| {
-            engine.is_up()
-                && !excluded.contains(&engine.id)
-                && serves(engine, self.revision, self.model)
+            self.revision.is_none_or(|revision| engine.revision(self.model) == Some(revision))
         })
     }
 }

@@ -6,7 +6,7 @@ use phalanx_proto::wire::to_status;
 use phalanx_router::RawRouter;
 
 use crate::cluster::{Cluster, chat_body, eventually};
-use crate::worker::{FakeWorker, delta, started};
+use crate::worker::{Call, FakeWorker, delta, finished, started, usage};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -188,6 +188,57 @@ async fn a_worker_that_says_it_drains_gets_no_more_work() {
         assert_eq!(answer.header("x-phalanx-worker"), Some("2"));
     }
     assert!(!workers[0].has_call());
+}
+
+#[tokio::test]
+async fn a_worker_that_falls_silent_gets_no_more_work_until_it_is_heard() {
+    let mut workers = [FakeWorker::start(7), FakeWorker::start(8)];
+    let cluster = Cluster::start(&[&workers[0], &workers[1]]).await;
+    let silent = async |count: usize| {
+        let line = format!("phalanx_workers_silent {count}\n");
+        eventually(async || cluster.get("/metrics").await.text.contains(&line)).await;
+    };
+    // What it has in hand is not cut.
+    let [first, second] = &mut workers;
+    let (live, answering) = tokio::join!(cluster.open_chat(r#""stream":true"#), async {
+        let answering = first_of(first, second).await.accept();
+        answering.send(started()).await;
+        answering
+    });
+    let held = live.headers["x-phalanx-worker"].to_str().unwrap() == "2";
+    let (held_by, other) = if held { (second, first) } else { (first, second) };
+    held_by.silence(true);
+    silent(1).await;
+    for _ in 0..4 {
+        let (answer, ()) = tokio::join!(cluster.chat(""), async {
+            other.call().await.answer(&["x"]).await;
+        });
+        assert_eq!(answer.status, 200, "{}", answer.text);
+    }
+    assert!(!held_by.has_call());
+    answering.send(delta(0, "still here", 1)).await;
+    answering.send(finished(0)).await;
+    answering.send(usage(1)).await;
+    assert!(live.finish().await.text.ends_with("data: [DONE]\n\n"));
+    // When nobody is heard, somebody is asked all the same.
+    other.silence(true);
+    silent(2).await;
+    assert_eq!(cluster.get("/health/ready").await.status, 200);
+    let (answer, ()) = tokio::join!(cluster.chat(""), async {
+        first_of(held_by, other).await.answer(&["x"]).await;
+    });
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    held_by.silence(false);
+    silent(1).await;
+    let (answer, ()) = tokio::join!(cluster.chat(""), async {
+        held_by.call().await.answer(&["x"]).await;
+    });
+    assert_eq!(answer.status, 200, "{}", answer.text);
+}
+
+/// The call that arrives at either.
+async fn first_of(left: &mut FakeWorker, right: &mut FakeWorker) -> Call {
+    tokio::select! { call = left.call() => call, call = right.call() => call }
 }
 
 #[tokio::test]

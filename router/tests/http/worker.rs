@@ -4,13 +4,13 @@ use std::pin::Pin;
 
 use futures::Stream;
 use phalanx_proto::generate::{Delta, Event, FinishReason, TokenLogprob, TokenScore, Usage};
-use phalanx_proto::pb;
 use phalanx_proto::pb::worker_server::{Worker, WorkerServer};
+use phalanx_proto::{REPORT_EVERY, pb};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::StreamExt;
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream, WatchStream};
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status};
 
 type Events = Pin<Box<dyn Stream<Item = Result<pb::GenerateEvent, Status>> + Send>>;
@@ -22,6 +22,7 @@ pub(crate) struct FakeWorker {
     pub(crate) epoch: u64,
     calls: mpsc::UnboundedReceiver<Call>,
     load: watch::Sender<pb::Load>,
+    silent: watch::Sender<bool>,
     runtime: Option<Runtime>,
 }
 
@@ -39,6 +40,7 @@ struct Service {
     epoch: u64,
     calls: mpsc::UnboundedSender<Call>,
     load: watch::Receiver<pb::Load>,
+    silent: watch::Receiver<bool>,
 }
 
 // === impl FakeWorker ===
@@ -55,7 +57,10 @@ impl FakeWorker {
         let address = format!("http://{}", listener.local_addr().unwrap());
         let (sender, calls) = mpsc::unbounded_channel();
         let (load, loads) = watch::channel(pb::Load::default());
-        let service = WorkerServer::new(Service { epoch, calls: sender, load: loads });
+        let silent = watch::Sender::new(false);
+        let heard = silent.subscribe();
+        let service = Service { epoch, calls: sender, load: loads, silent: heard };
+        let service = WorkerServer::new(service);
         runtime.spawn(async move {
             let incoming = TcpListenerStream::new(TcpListener::from_std(listener).unwrap());
             tonic::transport::Server::builder()
@@ -64,7 +69,7 @@ impl FakeWorker {
                 .await
                 .unwrap();
         });
-        Self { address, epoch, calls, load, runtime: Some(runtime) }
+        Self { address, epoch, calls, load, silent, runtime: Some(runtime) }
     }
 
     /// The next generation that arrives.
@@ -80,6 +85,11 @@ impl FakeWorker {
 
     pub(crate) fn report(&self, load: pb::Load) {
         self.load.send_replace(load);
+    }
+
+    /// Stops its reports, or takes them up again, as when the process is stopped or cut off.
+    pub(crate) fn silence(&self, is_silent: bool) {
+        self.silent.send_replace(is_silent);
     }
 
     /// Ends the process: listener, connections and streams.
@@ -220,10 +230,22 @@ impl Worker for Service {
 
     async fn events(&self, _: Request<pb::EventsRequest>) -> Result<Response<Loads>, Status> {
         let worker_epoch = self.epoch;
-        let loads = WatchStream::new(self.load.clone()).map(move |load| {
+        let mut load = self.load.clone();
+        load.mark_changed(); // the first report comes at once
+        let reports =
+            futures::stream::unfold((load, self.silent.clone()), async |(load, silent)| {
+                let (mut load, mut silent) = (load, silent);
+                silent.wait_for(|silent| !silent).await.ok()?;
+                if let Ok(changed) = tokio::time::timeout(REPORT_EVERY, load.changed()).await {
+                    changed.ok()?;
+                }
+                let report = *load.borrow_and_update();
+                Some((report, (load, silent)))
+            });
+        let events = reports.map(move |load| {
             let event = Some(pb::worker_event::Event::Load(load));
             Ok(pb::WorkerEvent { worker_epoch, sequence: 1, event })
         });
-        Ok(Response::new(Box::pin(loads)))
+        Ok(Response::new(Box::pin(events)))
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures::stream::{self, Stream};
 use phalanx_chassis::drain::{Drain, Phase};
 use phalanx_proto::id::Epoch;
-use phalanx_proto::pb;
+use phalanx_proto::{REPORT_EVERY, pb};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -13,8 +13,6 @@ use crate::engine::EngineLoad;
 
 /// Reports are at least this far apart: a router that predicts from them gains nothing from more.
 const REPORT_GAP_MIN: Duration = Duration::from_millis(50);
-/// Reports are at most this far apart, so that silence means the worker is gone.
-const REPORT_GAP_MAX: Duration = Duration::from_secs(1);
 
 /// One follower's view of the load.
 #[derive(Debug)]
@@ -35,7 +33,7 @@ struct Reporter {
 }
 
 impl LoadFeed {
-    /// A report at once, then one per change (at most one per 50 ms) and one per second of silence.
+    /// A report at once, then X
     pub(super) fn into_events(self) -> impl Stream<Item = pb::WorkerEvent> + Send {
         let epoch = *self.epoch.borrow();
         let reporter = Reporter { feed: self, epoch, sequence: 0, last: None };
@@ -64,7 +62,7 @@ impl Reporter {
             _ = self.feed.closed.wait_for(|closed| *closed) => None,
             goes_on = async {
                 sleep_until(last + REPORT_GAP_MIN).await;
-                timeout(REPORT_GAP_MAX - REPORT_GAP_MIN, change).await.unwrap_or(true)
+                timeout(REPORT_EVERY - REPORT_GAP_MIN, change).await.unwrap_or(true)
             } => goes_on.then_some(()),
         }
     }

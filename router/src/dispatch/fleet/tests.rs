@@ -1,6 +1,9 @@
 //! Views in, routes and changes out.
 
+use std::time::Duration;
+
 use phalanx_proto::id::{Epoch, Lineage, ViewIndex};
+use phalanx_proto::pb;
 use phalanx_proto::view::{Alias, Capacity, Member, Model, ServedModel, ViewOp};
 use tonic::transport::Endpoint;
 
@@ -61,7 +64,7 @@ fn fleet(ops: impl IntoIterator<Item = ViewOp>) -> Fleet {
 fn candidates(fleet: &Fleet, name: &str, draw: u64) -> Option<Vec<u64>> {
     let name = ModelName::from(name);
     let route = fleet.route(&name, draw)?;
-    Some(route.candidates(&[]).map(|engine| engine.id.0).collect())
+    Some(route.candidates(&[]).iter().map(|engine| engine.id.0).collect())
 }
 
 #[tokio::test]
@@ -124,6 +127,44 @@ async fn an_alias_splits_by_weight_among_targets_that_are_alive() {
     assert_eq!(counts, [0, 75, 25]);
     fleet.engines[&MemberId(1)].mark_down();
     assert_eq!(candidates(&fleet, "alias", 0), Some(vec![2]));
+}
+
+/// Lets half a second pass in which only `reporting` engines are heard.
+fn pass_silence(fleet: &Fleet, reporting: &[u64]) {
+    for _ in 0..20 {
+        fleet.clock().tick(Duration::from_millis(25));
+    }
+    for id in reporting {
+        fleet.engines[&MemberId(*id)].report(&pb::Load::default());
+    }
+}
+
+#[tokio::test]
+async fn a_silent_engine_is_avoided_until_it_reports_unless_all_are_silent() {
+    let ids = [1, 2, 3];
+    let fleet = fleet(ids.map(|id| ViewOp::PutMember(member(id, id, &[("m", "r")]))));
+    pass_silence(&fleet, &[2, 3]);
+    assert_eq!(candidates(&fleet, "m", 0), Some(vec![2, 3]));
+    let name = ModelName::from("m");
+    let others = fleet.route(&name, 0).unwrap().candidates(&[MemberId(2), MemberId(3)]);
+    assert!(others.is_empty(), "a silent engine was taken for one that was tried");
+    pass_silence(&fleet, &[]);
+    assert_eq!(candidates(&fleet, "m", 0), Some(vec![1, 2, 3]));
+    fleet.engines[&MemberId(1)].report(&pb::Load::default());
+    assert_eq!(candidates(&fleet, "m", 0), Some(vec![1]));
+}
+
+#[tokio::test]
+async fn an_alias_leaves_a_target_whose_engines_are_silent() {
+    let fleet = fleet([
+        ViewOp::PutMember(member(1, 1, &[("m", "old")])),
+        ViewOp::PutMember(member(2, 2, &[("m", "new")])),
+        alias(&[("m", Some("old"), 99), ("m", Some("new"), 1), ("m", Some("gone"), 900)]),
+    ]);
+    pass_silence(&fleet, &[2]);
+    assert!((0..100).all(|draw| candidates(&fleet, "alias", draw) == Some(vec![2])));
+    pass_silence(&fleet, &[]);
+    assert_eq!(candidates(&fleet, "alias", 0), Some(vec![1]));
 }
 
 #[tokio::test]
