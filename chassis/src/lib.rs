@@ -1,9 +1,10 @@
 //! What every process of the cluster does, whatever its role: configuration, logs and metrics, draining,
-//! backing off, whole files, and following the cluster view.
+//! backing off, whole files, being a member of the cluster, and following its view.
 //!
 //! Deliberately absent: anything that only one role does.
 #![forbid(unsafe_code)]
 
+pub mod announce;
 pub mod backoff;
 pub mod config;
 pub mod control_client;

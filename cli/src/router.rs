@@ -4,10 +4,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use phalanx_chassis::announce::Announcer;
 use phalanx_chassis::config::Resolved;
 use phalanx_chassis::control_client::ControlClient;
 use phalanx_chassis::metrics::Metrics;
 use phalanx_chassis::watch::ViewWatch;
+use phalanx_proto::change::Registration;
+use phalanx_proto::view::{Capacity, MemberRole};
 use phalanx_router::{RawRouter, Router, RouterConfig};
 use serde_json::json;
 
@@ -45,11 +48,15 @@ pub(crate) async fn start(
 ) -> Result<Option<SocketAddr>, Failure> {
     let config = RouterConfig::try_from(raw(resolved))
         .map_err(|faults| Failure::Usage(faults.iter().map(ToString::to_string).collect()))?;
-    let client = ControlClient::new(control)
-        .map_err(|error| Failure::usage(format!("--control: {error}")))?;
+    // Two clients: the watch leaves a node that lags, where a heartbeat would still be heard.
+    let client = || {
+        let client = ControlClient::new(control);
+        client.map_err(|error| Failure::usage(format!("--control: {error}")))
+    };
     let view_file = resolved.text(&settings::ROUTER_VIEW_FILE).map(PathBuf::from);
-    let view = Arc::new(ViewWatch::start(client, view_file));
+    let view = Arc::new(ViewWatch::start(client()?, view_file));
     let drain = roles.drain(Role::Router);
+    let leaving = drain.clone();
     let bind = async {
         Router::bind(config, view.view(), metrics, drain)
             .await
@@ -59,12 +66,39 @@ pub(crate) async fn start(
     let followed = Arc::clone(&view);
     let router = router.with_staleness(move || followed.staleness());
     let address = router.local_addr();
+    let announcer = Announcer::new(client()?, registration(resolved, address), leaving);
     roles.start(Role::Router, async move {
-        router.run().await;
+        announcer.during(router.run()).await;
         drop(view); // followed to the end: live streams are retried on workers of the latest view
         Ok(())
     });
     Ok(Some(address))
+}
+
+fn registration(resolved: &Resolved, address: SocketAddr) -> Registration {
+    let advertised = resolved.text(&settings::ROUTER_ADVERTISE).map(str::to_owned);
+    Registration {
+        instance: uuid::Uuid::new_v4().to_string(),
+        role: MemberRole::Router,
+        address: advertised.unwrap_or_else(|| own_url(address)),
+        zone: String::new(),
+        models: Vec::new(),
+        capacity: Capacity::default(),
+    }
+}
+
+/// Where others find a router that listens on `address`. All interfaces are known by the machine's name: members
+/// are told apart by their URLs.
+fn own_url(address: SocketAddr) -> String {
+    if !address.ip().is_unspecified() {
+        return format!("http://{address}");
+    }
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = match name.trim() {
+        "" => "localhost",
+        name => name,
+    };
+    format!("http://{name}:{}", address.port())
 }
 
 /// A router as it is configured.
@@ -77,5 +111,18 @@ pub(crate) fn raw(resolved: &Resolved) -> RawRouter {
         request_timeout_ms: resolved.integer(&settings::ROUTER_TIMEOUT),
         request_timeout_ms_max: resolved.integer(&settings::ROUTER_TIMEOUT_MAX),
         drain_timeout_ms: resolved.integer(&settings::ROUTER_DRAIN_TIMEOUT),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_router_on_all_interfaces_is_known_by_its_machines_name() {
+        assert_eq!(own_url(([127, 0, 0, 1], 80).into()), "http://127.0.0.1:80");
+        let url = own_url(([0, 0, 0, 0], 8080).into());
+        let name = url.strip_prefix("http://").and_then(|rest| rest.strip_suffix(":8080"));
+        assert!(name.is_some_and(|name| !name.is_empty() && name != "0.0.0.0"), "{url}");
     }
 }

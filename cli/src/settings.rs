@@ -28,6 +28,8 @@ const COUNT: Kind = Kind::Integer { min: 1, max: u32::MAX as u64 };
 settings! {
     ROUTER_LISTEN = [router] listen: Kind::Address, Some("127.0.0.1:8080"),
         "Where clients are served over HTTP";
+    ROUTER_ADVERTISE = [router] advertise: Kind::Url, None,
+        "The URL that the cluster knows this router by (default: the bound address)";
     ROUTER_CONTROL = [router] control: Kind::Urls, Some("http://127.0.0.1:7400"),
         "Control nodes to follow";
     ROUTER_AUTH = [router] auth: Kind::Only("off"), Some("off"),
@@ -189,7 +191,7 @@ pub(crate) fn worker() -> Vec<&'static Setting> {
 
 /// The options of `phalanx router`.
 pub(crate) fn router() -> Vec<&'static Setting> {
-    let own = [&ROUTER_CONTROL, &ROUTER_LISTEN, &ROUTER_VIEW_FILE, &READY_FILE];
+    let own = [&ROUTER_CONTROL, &ROUTER_LISTEN, &ROUTER_ADVERTISE, &ROUTER_VIEW_FILE, &READY_FILE];
     own.into_iter().chain(ROUTING).chain(LOGS).collect()
 }
 

@@ -8,12 +8,11 @@
 //!
 //! Reading order: this file ([`Worker`] composes all), [`config`], [`server`] (gRPC to sequences), [`text`]
 //! (tokens), [`engine`] (who runs in the next step), [`executor`] and [`model`] (how), [`weights`] and [`load`]
-//! (from where), `announce` (to control), [`metrics`].
+//! (from where), [`metrics`].
 //!
 //! Deliberately absent: openraft, HTTP, any knowledge of other workers.
 #![forbid(unsafe_code)]
 
-mod announce;
 pub mod config;
 pub mod engine;
 pub mod executor;
@@ -32,20 +31,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use phalanx_chassis::announce::Announcer;
 use phalanx_chassis::control_client::{ControlClient, ControlUrlError};
 use phalanx_chassis::drain::{Drain, Phase};
 use phalanx_proto::change::Registration;
-use phalanx_proto::id::Epoch;
 use phalanx_proto::view::{Capacity, MemberRole, ServedModel};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
 use tokio::time::sleep;
 
 pub use self::config::{ConfigError, RawWorker, WorkerConfig};
 pub use self::metrics::WorkerMetrics;
 pub use self::readiness::WorkerReadiness;
 
-use self::announce::Announcer;
 use self::engine::{EngineHandle, StepObserver};
 use self::load::{LoadOptions, ModelInfo};
 use self::metrics::WorkerMeter;
@@ -144,7 +141,8 @@ impl Worker {
         let loading = tokio::task::spawn_blocking(move || Loaded::from_folder(&options, observer));
         let Loaded { text, engine, info } =
             loading.await.map_err(|_panicked| StartError::Interrupted)??;
-        let epoch = watch::Sender::new(Epoch::default());
+        let registration = registration(&config, address, &info);
+        let announcer = Announcer::new(control, registration, drain.clone());
         let parts = ServiceParts {
             text: Arc::new(text),
             engine: engine.0.clone(),
@@ -153,11 +151,9 @@ impl Worker {
                 context_tokens_max: info.context_tokens_max,
                 vocabulary: info.vocab,
             },
-            epoch: epoch.subscribe(),
-            drain: drain.clone(),
+            standing: announcer.standing(),
+            drain,
         };
-        let registration = registration(&config, address, &info);
-        let announcer = Announcer { control, registration, epoch, drain };
         Ok(Self { listener, address, parts, announcer, meter, engine })
     }
 
@@ -168,12 +164,12 @@ impl Worker {
 
     /// Whether it can be of use, for probes to ask from now on.
     pub fn readiness(&self) -> WorkerReadiness {
-        WorkerReadiness { epoch: self.parts.epoch.clone(), load: self.engine.0.load() }
+        WorkerReadiness { standing: self.parts.standing.clone(), load: self.engine.0.load() }
     }
 
     /// What it announces: the model, as routers will know it.
     pub fn models(&self) -> &[ServedModel] {
-        &self.announcer.registration.models
+        &self.announcer.registration().models
     }
 
     /// Registers and serves until the process drains and the last request is over, or the process stops.
@@ -199,7 +195,7 @@ impl Worker {
         };
         tokio::select! {
             // The goodbye to control has a bound of its own.
-            (served, ()) = async { tokio::join!(serving, announcer.run()) } => served,
+            served = announcer.during(serving) => served,
             () = gone => Err(ServeError::Engine),
         }
     }

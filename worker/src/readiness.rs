@@ -1,6 +1,6 @@
 //! Whether a worker can be of use: what probes ask. It outlives the worker, and then says no.
 
-use phalanx_proto::id::Epoch;
+use phalanx_chassis::announce::Standing;
 use tokio::sync::watch;
 
 use crate::engine::EngineLoad;
@@ -8,7 +8,7 @@ use crate::engine::EngineLoad;
 /// A look at a worker from outside.
 #[derive(Clone, Debug)]
 pub struct WorkerReadiness {
-    pub(crate) epoch: watch::Receiver<Epoch>,
+    pub(crate) standing: watch::Receiver<Standing>,
     pub(crate) load: watch::Receiver<EngineLoad>,
 }
 
@@ -25,7 +25,7 @@ impl WorkerReadiness {
         if self.load.has_changed().is_err() {
             return Err("engine stopped");
         }
-        if *self.epoch.borrow() == Epoch::default() {
+        if !self.standing.borrow().is_registered() {
             return Err("not registered");
         }
         Ok(())
@@ -34,15 +34,17 @@ impl WorkerReadiness {
 
 #[cfg(test)]
 mod tests {
+    use phalanx_proto::id::Epoch;
+
     use super::*;
 
     #[test]
     fn a_worker_is_ready_once_registered_and_as_long_as_its_engine_runs() {
-        let (epoch, load) =
-            (watch::Sender::new(Epoch::default()), watch::Sender::new(EngineLoad::default()));
-        let readiness = WorkerReadiness { epoch: epoch.subscribe(), load: load.subscribe() };
+        let (standing, load) =
+            (watch::Sender::new(Standing::default()), watch::Sender::new(EngineLoad::default()));
+        let readiness = WorkerReadiness { standing: standing.subscribe(), load: load.subscribe() };
         assert_eq!(readiness.check(), Err("not registered"));
-        epoch.send_replace(Epoch(7));
+        standing.send_modify(|standing| standing.epoch = Epoch(7));
         assert_eq!(readiness.check(), Ok(()));
         drop(load);
         assert_eq!(readiness.check(), Err("engine stopped"));

@@ -16,10 +16,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::{BoxStream, StreamExt as _};
+use phalanx_chassis::announce::Standing;
 use phalanx_chassis::drain::{Drain, Phase};
 use phalanx_proto::fault::{Fault, FaultCode};
 use phalanx_proto::generate::{Chat, Generate, Input};
 use phalanx_proto::id::{Epoch, ModelName};
+use phalanx_proto::view::MemberState;
 use phalanx_proto::wire::{WireError, to_status};
 use phalanx_proto::{MESSAGE_BYTES_MAX, pb};
 use tokio::net::TcpListener;
@@ -65,8 +67,8 @@ pub struct ServiceParts {
     pub engine: EngineHandle,
     /// What is served.
     pub served: Served,
-    /// The current registration's fencing token; 0 before the first.
-    pub epoch: watch::Receiver<Epoch>,
+    /// The current registration, and whether control has others send it work.
+    pub standing: watch::Receiver<Standing>,
     /// When to stop taking requests.
     pub drain: Drain,
 }
@@ -149,11 +151,12 @@ impl WorkerService {
     }
 
     fn check_epoch(&self, routed_by: Epoch) -> Result<(), Fault> {
-        let current = *self.parts.epoch.borrow();
-        if current == Epoch::default() {
+        let standing = *self.parts.standing.borrow();
+        if !standing.is_registered() {
             let message = "this worker is not registered yet";
             return Err(Fault::new(FaultCode::Unavailable, message).with_retry_after(RETRY_AFTER));
         }
+        let current = standing.epoch;
         if routed_by == current {
             return Ok(());
         }
@@ -166,6 +169,9 @@ impl WorkerService {
     fn open_request(&self) -> Result<OwnedSemaphorePermit, Fault> {
         if self.parts.drain.phase() > Phase::Serving {
             return Err(Fault::new(FaultCode::Draining, "this worker is shutting down"));
+        }
+        if self.parts.standing.borrow().state == MemberState::Draining {
+            return Err(Fault::new(FaultCode::Draining, "this worker was told to drain"));
         }
         Arc::clone(&self.open).try_acquire_owned().map_err(|_full| {
             let message = format!("this worker has {OPEN_REQUESTS_MAX} requests open, its limit");
@@ -309,7 +315,7 @@ impl pb::worker_server::Worker for WorkerService {
     ) -> Result<Response<Self::EventsStream>, Status> {
         let feed = LoadFeed {
             load: self.parts.engine.load(),
-            epoch: self.parts.epoch.clone(),
+            standing: self.parts.standing.clone(),
             drain: self.parts.drain.clone(),
             closed: self.closed.subscribe(),
         };

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use futures::stream::{self, Stream};
+use phalanx_chassis::announce::Standing;
 use phalanx_chassis::drain::{Drain, Phase};
 use phalanx_proto::id::Epoch;
+use phalanx_proto::view::MemberState;
 use phalanx_proto::{REPORT_EVERY, pb};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -18,7 +20,7 @@ const REPORT_GAP_MIN: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub(super) struct LoadFeed {
     pub(super) load: watch::Receiver<EngineLoad>,
-    pub(super) epoch: watch::Receiver<Epoch>,
+    pub(super) standing: watch::Receiver<Standing>,
     pub(super) drain: Drain,
     /// Set once the last request is over: the stream ends, so that the server can.
     pub(super) closed: watch::Receiver<bool>,
@@ -35,7 +37,7 @@ struct Reporter {
 impl LoadFeed {
     /// A report at once, then X
     pub(super) fn into_events(self) -> impl Stream<Item = pb::WorkerEvent> + Send {
-        let epoch = *self.epoch.borrow();
+        let epoch = self.standing.borrow().epoch;
         let reporter = Reporter { feed: self, epoch, sequence: 0, last: None };
         stream::unfold(reporter, |mut reporter| async {
             reporter.wait().await?;
@@ -53,7 +55,7 @@ impl Reporter {
         let change = async {
             tokio::select! {
                 changed = self.feed.load.changed() => changed.is_ok(),
-                changed = self.feed.epoch.changed() => changed.is_ok(),
+                changed = self.feed.standing.changed() => changed.is_ok(),
                 () = drain.reached(Phase::Draining), if is_serving => true,
             }
         };
@@ -69,13 +71,14 @@ impl Reporter {
 
     fn report(&mut self) -> pb::WorkerEvent {
         self.last = Some(Instant::now());
-        let epoch = *self.feed.epoch.borrow_and_update();
+        let Standing { epoch, state } = *self.feed.standing.borrow_and_update();
         if epoch != self.epoch {
             self.epoch = epoch;
             self.sequence = 0;
         }
         self.sequence += 1;
         let load = *self.feed.load.borrow_and_update();
+        let draining = self.feed.drain.phase() > Phase::Serving || state == MemberState::Draining;
         pb::WorkerEvent {
             worker_epoch: epoch.0,
             sequence: self.sequence,
@@ -85,7 +88,7 @@ impl Reporter {
                 prefill_backlog_tokens: load.prefill_backlog_tokens,
                 kv_blocks_free: load.kv_blocks_free,
                 kv_blocks_total: load.kv_blocks_total,
-                draining: self.feed.drain.phase() > Phase::Serving,
+                draining,
             })),
         }
     }

@@ -1,21 +1,21 @@
 //! Against a scripted control node on loopback.
 
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 
-use futures::stream::{self, BoxStream};
-use phalanx_chassis::drain;
 use phalanx_proto::pb;
 use phalanx_proto::view::{Capacity, MemberRole};
 use phalanx_proto::wire::to_status;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 
 use super::*;
+use crate::drain;
 
-/// What a worker asked of control.
+/// What a process asked of control.
 #[derive(Clone, Debug, PartialEq)]
 enum Asked {
     Register(String),
@@ -23,13 +23,18 @@ enum Asked {
     Submit(pb::Command),
 }
 
+/// What control will answer to heartbeats, and `READY` once that is used up.
+type Heartbeats = Arc<Mutex<VecDeque<Result<pb::MemberState, FaultCode>>>>;
+
 /// A control node that answers as it was told, and tells what it was asked.
 #[derive(Clone, Debug)]
 struct ScriptedControl {
     asked: mpsc::UnboundedSender<Asked>,
     registrations: Arc<Mutex<VecDeque<Result<u64, FaultCode>>>>,
-    heartbeats: Arc<Mutex<VecDeque<Result<(), FaultCode>>>>,
+    heartbeats: Heartbeats,
 }
+
+const READY: Result<pb::MemberState, FaultCode> = Ok(pb::MemberState::Ready);
 
 fn refused(code: FaultCode) -> Status {
     to_status(&Fault::new(code, "as scripted"))
@@ -37,7 +42,8 @@ fn refused(code: FaultCode) -> Status {
 
 #[tonic::async_trait]
 impl pb::control_server::Control for ScriptedControl {
-    type WatchStream = BoxStream<'static, Result<pb::WatchEvent, Status>>;
+    type WatchStream =
+        Pin<Box<dyn tokio_stream::Stream<Item = Result<pb::WatchEvent, Status>> + Send>>;
 
     async fn register(
         &self,
@@ -59,8 +65,8 @@ impl pb::control_server::Control for ScriptedControl {
         request: Request<pb::HeartbeatRequest>,
     ) -> Result<Response<pb::HeartbeatResponse>, Status> {
         self.asked.send(Asked::Heartbeat(request.into_inner().epoch)).unwrap();
-        self.heartbeats.lock().unwrap().pop_front().unwrap_or(Ok(())).map_err(refused)?;
-        let state = pb::MemberState::Ready.into();
+        let scripted = self.heartbeats.lock().unwrap().pop_front();
+        let state = scripted.unwrap_or(READY).map_err(refused)?.into();
         Ok(Response::new(pb::HeartbeatResponse { state }))
     }
 
@@ -76,7 +82,7 @@ impl pb::control_server::Control for ScriptedControl {
         &self,
         _request: Request<pb::WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        Ok(Response::new(Box::pin(stream::empty())))
+        Ok(Response::new(Box::pin(tokio_stream::empty())))
     }
 
     async fn read_view(
@@ -100,7 +106,7 @@ impl pb::control_server::Control for ScriptedControl {
         Ok(Response::new(pb::ChangeGroupResponse::default()))
     }
 
-    type BackupStream = BoxStream<'static, Result<pb::BackupPart, Status>>;
+    type BackupStream = tokio_stream::Empty<Result<pb::BackupPart, Status>>;
 
     async fn backup(
         &self,
@@ -119,20 +125,24 @@ impl pb::control_server::Control for ScriptedControl {
 
 struct Scene {
     asked: mpsc::UnboundedReceiver<Asked>,
-    epoch: watch::Receiver<Epoch>,
+    heartbeats: Heartbeats,
+    standing: watch::Receiver<Standing>,
     drain: drain::DrainTrigger,
-    announcer: tokio::task::JoinHandle<()>,
+    /// Ends the work of the process.
+    done: oneshot::Sender<&'static str>,
+    announcer: tokio::task::JoinHandle<&'static str>,
 }
 
 async fn announce(
     registrations: &[Result<u64, FaultCode>],
-    heartbeats: &[Result<(), FaultCode>],
+    heartbeats: &[Result<pb::MemberState, FaultCode>],
 ) -> Scene {
     let (asked, asked_seen) = mpsc::unbounded_channel();
+    let heartbeats: Heartbeats = Arc::new(Mutex::new(heartbeats.iter().copied().collect()));
     let control = ScriptedControl {
         asked,
         registrations: Arc::new(Mutex::new(registrations.iter().copied().collect())),
-        heartbeats: Arc::new(Mutex::new(heartbeats.iter().copied().collect())),
+        heartbeats: Arc::clone(&heartbeats),
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -141,8 +151,6 @@ async fn announce(
         .serve_with_incoming(TcpListenerStream::new(listener));
     tokio::spawn(server);
     let (trigger, drain) = drain::channel();
-    let epoch = watch::Sender::new(Epoch::default());
-    let epoch_seen = epoch.subscribe();
     let registration = Registration {
         instance: "one".to_owned(),
         role: MemberRole::Worker,
@@ -152,13 +160,12 @@ async fn announce(
         capacity: Capacity::default(),
     };
     let control = ControlClient::new(&[url]).unwrap();
-    let announcer = Announcer { control, registration, epoch, drain };
-    Scene {
-        asked: asked_seen,
-        epoch: epoch_seen,
-        drain: trigger,
-        announcer: tokio::spawn(announcer.run()),
-    }
+    let announcer = Announcer::new(control, registration, drain);
+    let standing = announcer.standing();
+    let (done, work) = oneshot::channel();
+    let work = async { work.await.unwrap() };
+    let announcer = tokio::spawn(announcer.during(work));
+    Scene { asked: asked_seen, heartbeats, standing, drain: trigger, done, announcer }
 }
 
 impl Scene {
@@ -166,8 +173,25 @@ impl Scene {
         self.asked.recv().await.expect("control is still asked")
     }
 
-    async fn reaches_epoch(&mut self, epoch: u64) {
-        self.epoch.wait_for(|now| *now == Epoch(epoch)).await.unwrap();
+    async fn stands(&mut self, epoch: u64, state: MemberState) {
+        let expected = Standing { epoch: Epoch(epoch), state };
+        self.standing.wait_for(|now| *now == expected).await.unwrap();
+    }
+
+    /// The next command, past all heartbeats.
+    async fn submitted(&mut self) -> pb::command::Command {
+        loop {
+            if let Asked::Submit(command) = self.asked().await {
+                return command.command.unwrap();
+            }
+        }
+    }
+
+    /// Ends the work, and waits for the announcer to end with it.
+    async fn finish(self) -> mpsc::UnboundedReceiver<Asked> {
+        self.done.send("done").unwrap();
+        assert_eq!(self.announcer.await.unwrap(), "done");
+        self.asked
     }
 }
 
@@ -176,40 +200,56 @@ fn registered() -> Asked {
 }
 
 #[tokio::test]
-async fn a_worker_registers_however_long_control_is_away() {
+async fn a_process_registers_however_long_control_is_away() {
     let away = Err(FaultCode::Unavailable);
     let mut scene = announce(&[away, away, Ok(5)], &[]).await;
     for _ in 0..3 {
         assert_eq!(scene.asked().await, registered());
     }
-    scene.reaches_epoch(5).await;
+    scene.stands(5, MemberState::Ready).await;
     assert_eq!(scene.asked().await, Asked::Heartbeat(5));
 }
 
 #[tokio::test]
-async fn a_fenced_worker_registers_again_and_publishes_its_new_epoch() {
+async fn a_fenced_process_registers_again_and_publishes_its_new_epoch() {
     let lost = Err(FaultCode::Unavailable);
-    let mut scene = announce(&[Ok(5), Ok(9)], &[Ok(()), lost, Err(FaultCode::StaleEpoch)]).await;
+    let mut scene = announce(&[Ok(5), Ok(9)], &[READY, lost, Err(FaultCode::StaleEpoch)]).await;
     assert_eq!(scene.asked().await, registered());
-    scene.reaches_epoch(5).await;
+    scene.stands(5, MemberState::Ready).await;
     for _ in 0..3 {
         // A lost heartbeat changes nothing: the epoch stays good.
         assert_eq!(scene.asked().await, Asked::Heartbeat(5));
     }
     assert_eq!(scene.asked().await, registered());
-    scene.reaches_epoch(9).await;
+    scene.stands(9, MemberState::Ready).await;
     assert_eq!(scene.asked().await, Asked::Heartbeat(9));
 }
 
 #[tokio::test]
-async fn a_draining_worker_deregisters_and_is_done() {
+async fn a_process_learns_from_its_heartbeats_that_it_drains_and_stays_a_member() {
+    let mut scene = announce(&[Ok(5)], &[READY, Ok(pb::MemberState::Draining)]).await;
+    scene.stands(5, MemberState::Ready).await;
+    scene.stands(5, MemberState::Draining).await;
+    while scene.asked().await != Asked::Heartbeat(5) {}
+}
+
+#[tokio::test]
+async fn a_draining_process_says_so_stays_until_its_work_is_over_and_deregisters() {
     let mut scene = announce(&[Ok(5)], &[]).await;
-    scene.reaches_epoch(5).await;
+    scene.stands(5, MemberState::Ready).await;
     scene.drain.advance(Phase::Draining);
-    scene.announcer.await.unwrap();
+    let drain = pb::Drain { member_id: 7, epoch: 5 };
+    assert_eq!(scene.submitted().await, pb::command::Command::Drain(drain));
+    for _ in 0..3 {
+        assert_eq!(scene.asked().await, Asked::Heartbeat(5));
+    }
+    let mut asked = scene.finish().await;
     let mut last = None;
-    while let Ok(asked) = scene.asked.try_recv() {
-        last = Some(asked);
+    while let Some(next) = asked.recv().await {
+        last = Some(next);
+        if matches!(last, Some(Asked::Submit(_))) {
+            break;
+        }
     }
     let goodbye = pb::Deregister { member_id: 7, epoch: 5 };
     let command = Some(pb::command::Command::Deregister(goodbye));
@@ -217,10 +257,27 @@ async fn a_draining_worker_deregisters_and_is_done() {
 }
 
 #[tokio::test]
-async fn a_worker_that_never_registered_leaves_without_a_word() {
+async fn a_process_that_was_fenced_on_its_way_out_does_not_come_back() {
+    let mut scene = announce(&[Ok(5)], &[]).await;
+    scene.stands(5, MemberState::Ready).await;
+    scene.drain.advance(Phase::Draining);
+    scene.submitted().await;
+    scene.heartbeats.lock().unwrap().push_back(Err(FaultCode::StaleEpoch));
+    while !scene.heartbeats.lock().unwrap().is_empty() {
+        assert_eq!(scene.asked().await, Asked::Heartbeat(5));
+    }
+    let mut asked = scene.finish().await;
+    while let Ok(next) = asked.try_recv() {
+        assert_eq!(next, Asked::Heartbeat(5));
+    }
+}
+
+#[tokio::test]
+async fn a_process_that_never_registered_leaves_without_a_word() {
     let mut scene = announce(&[Err(FaultCode::Unavailable); 50], &[]).await;
     assert_eq!(scene.asked().await, registered());
     scene.drain.advance(Phase::Draining);
-    scene.announcer.await.unwrap();
-    assert_eq!(*scene.epoch.borrow(), Epoch::default());
+    let standing = scene.standing.clone();
+    scene.finish().await;
+    assert!(!standing.borrow().is_registered());
 }
