@@ -11,7 +11,7 @@ mod follower;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use phalanx_proto::fault::Fault;
@@ -36,6 +36,9 @@ const RETRY_MAX: Duration = Duration::from_secs(2);
 /// How often a changed view is written to its file, so that a burst of changes costs one write.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 
+/// How often a view that does not change is written all the same, so that the next process knows how old it is.
+const CONFIRM_EVERY: Duration = Duration::from_secs(60);
+
 /// A followed view. Dropping it ends the following.
 #[derive(Debug)]
 pub struct ViewWatch {
@@ -54,9 +57,18 @@ impl ViewWatch {
 
     /// As [`ViewWatch::start`]; `seed` sets the jitter of the waits apart from other processes'.
     pub fn start_jittered(client: ControlClient, file: Option<PathBuf>, seed: u64) -> Self {
-        let saved = file.as_deref().and_then(file::load).unwrap_or_default();
+        let now = Instant::now();
+        let saved = file.as_deref().and_then(file::load);
+        let (saved, heard) = saved.map_or_else(
+            || (ClusterView::default(), now),
+            |(view, heard)| {
+                // A clock that was set back since then makes the view no older than this process.
+                let age = heard.elapsed().unwrap_or_default();
+                (view, now.checked_sub(age).unwrap_or(now))
+            },
+        );
         let (sender, view) = watch::channel(Arc::new(saved.clone()));
-        let last_event = Arc::new(Mutex::new(Instant::now()));
+        let last_event = Arc::new(Mutex::new(heard));
         let following = Following {
             client,
             file,
@@ -65,6 +77,7 @@ impl ViewWatch {
             follower: Follower::new(saved),
             unsaved: false,
             backoff: Backoff::new(RETRY_FIRST, RETRY_MAX, seed),
+            saved_at: now,
         };
         Self { view, last_event, task: tokio::spawn(following.run()) }
     }
@@ -74,7 +87,8 @@ impl ViewWatch {
         self.view.clone()
     }
 
-    /// Time since the control plane last said anything: how old the view may be at most.
+    /// Time since the control plane last said anything, to this process or to the one that left the file: how old
+    /// the view may be at most.
     pub fn staleness(&self) -> Duration {
         self.last_event.lock().elapsed()
     }
@@ -107,6 +121,7 @@ struct Following {
     follower: Follower,
     unsaved: bool,
     backoff: Backoff,
+    saved_at: Instant,
 }
 
 impl Following {
@@ -162,22 +177,31 @@ impl Following {
         let accepted = self.follower.accept(event)?;
         *self.last_event.lock() = Instant::now();
         if accepted == Accepted::Changed {
-            self.unsaved = self.file.is_some();
             self.sender.send_replace(Arc::new(self.follower.view().clone()));
+        }
+        if accepted == Accepted::Changed || self.saved_at.elapsed() >= CONFIRM_EVERY {
+            self.unsaved = self.file.is_some();
         }
         Ok(())
     }
 
     async fn save(&mut self) {
         let Some(file) = self.file.clone().filter(|_file| self.unsaved) else { return };
-        let view = Arc::clone(&self.sender.borrow());
-        let saved = tokio::task::spawn_blocking(move || file::save(&file, &view));
+        let view = self.follower.view().clone();
+        let heard = SystemTime::now() - self.last_event.lock().elapsed();
+        let saved = tokio::task::spawn_blocking(move || file::save(&file, &view, heard));
         // A disk that hangs must not stop the view.
         match timeout(SILENCE_MAX, saved).await {
-            Ok(Ok(Ok(()))) => self.unsaved = false,
+            Ok(Ok(Ok(()))) => {
+                self.unsaved = false;
+                self.saved_at = Instant::now();
+            }
             Ok(Ok(Err(error))) => tracing::warn!(%error, "cannot save the cluster view"),
             Ok(Err(error)) => tracing::warn!(%error, "saving the cluster view panicked"),
             Err(_elapsed) => tracing::warn!("saving the cluster view takes over {SILENCE_MAX:?}"),
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

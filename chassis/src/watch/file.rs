@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use phalanx_proto::view::ClusterView;
 use serde::{Deserialize, Serialize};
@@ -15,12 +16,18 @@ const VERSION: u32 = 1;
 #[derive(Deserialize, Serialize)]
 struct Saved<V> {
     version: u32,
+    /// When control was last heard, in seconds since 1970; 0 when that was not noted.
+    #[serde(default)]
+    heard: u64,
     view: V,
 }
 
-/// Replaces the file at `path`: a crash leaves the old file or the new one.
-pub(super) fn save(path: &Path, view: &ClusterView) -> Result<(), FileError> {
-    let bytes = serde_json::to_vec(&Saved { version: VERSION, view }).map_err(|error| {
+/// Replaces the file at `path`, of a view that control vouched for at `heard`: a crash leaves the old file or the
+/// new one.
+pub(super) fn save(path: &Path, view: &ClusterView, heard: SystemTime) -> Result<(), FileError> {
+    // A clock before 1970 is broken; 0 says so.
+    let heard = heard.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let bytes = serde_json::to_vec(&Saved { version: VERSION, heard, view }).map_err(|error| {
         FileError { action: "encode the view for", path: path.to_owned(), source: error.into() }
     })?;
     if let Some(folder) = path.parent() {
@@ -29,8 +36,8 @@ pub(super) fn save(path: &Path, view: &ClusterView) -> Result<(), FileError> {
     whole_file::write(path, &bytes)
 }
 
-/// The view saved at `path`, if there is one that can be read.
-pub(super) fn load(path: &Path) -> Option<ClusterView> {
+/// The view saved at `path` and when control vouched for it, if there is one that can be read.
+pub(super) fn load(path: &Path) -> Option<(ClusterView, SystemTime)> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
@@ -40,7 +47,9 @@ pub(super) fn load(path: &Path) -> Option<ClusterView> {
         }
     };
     match serde_json::from_slice::<Saved<ClusterView>>(&bytes) {
-        Ok(saved) if saved.version == VERSION => Some(saved.view),
+        Ok(saved) if saved.version == VERSION => {
+            Some((saved.view, UNIX_EPOCH + Duration::from_secs(saved.heard)))
+        }
         Ok(saved) => {
             let version = saved.version;
             tracing::warn!(path = %path.display(), version, "saved cluster view is of another version");
@@ -69,9 +78,10 @@ mod tests {
         let mut view =
             ClusterView { lineage: Lineage(3), index: ViewIndex(7), ..ClusterView::default() };
         view.apply_op(ViewOp::PutModel(Model { name: "m".into(), revision: "r".into() }));
-        save(&path, &ClusterView::default()).unwrap();
-        save(&path, &view).unwrap();
-        assert_eq!(load(&path), Some(view));
+        let heard = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        save(&path, &ClusterView::default(), UNIX_EPOCH).unwrap();
+        save(&path, &view, heard).unwrap();
+        assert_eq!(load(&path), Some((view, heard)));
 
         let bytes = fs::read(&path).unwrap();
         fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();

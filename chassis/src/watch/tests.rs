@@ -1,0 +1,182 @@
+//! Against scripted control nodes on loopback.
+
+use std::pin::Pin;
+use std::sync::Mutex as StdMutex;
+
+use phalanx_proto::fault::FaultCode;
+use phalanx_proto::id::{Lineage, ViewIndex};
+use phalanx_proto::wire::to_status;
+use phalanx_proto::{pb, view};
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::{Request, Response, Status};
+
+use super::*;
+
+/// How long a test waits for what must happen; far longer than it ever takes.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A control node that shows every watcher one view and goes on saying so, or refuses to.
+#[derive(Clone, Debug)]
+struct Node {
+    shows: Option<ClusterView>,
+    /// What watchers said they have, by index.
+    asked: Arc<StdMutex<Vec<u64>>>,
+}
+
+#[tonic::async_trait]
+impl pb::control_server::Control for Node {
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<pb::WatchEvent, Status>> + Send>>;
+
+    async fn watch(
+        &self,
+        request: Request<pb::WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        self.asked.lock().unwrap().push(request.into_inner().after_index);
+        let Some(view) = self.shows.clone() else {
+            return Err(to_status(&Fault::new(FaultCode::Unavailable, "this node is behind")));
+        };
+        let event = phalanx_proto::change::WatchEvent::Snapshot(view);
+        let first = tokio_stream::once(Ok(event.into()));
+        Ok(Response::new(Box::pin(first.chain(tokio_stream::pending()))))
+    }
+
+    async fn register(
+        &self,
+        _request: Request<pb::RegisterRequest>,
+    ) -> Result<Response<pb::RegisterResponse>, Status> {
+        Err(Status::unimplemented("nobody asks"))
+    }
+
+    async fn heartbeat(
+        &self,
+        _request: Request<pb::HeartbeatRequest>,
+    ) -> Result<Response<pb::HeartbeatResponse>, Status> {
+        Err(Status::unimplemented("nobody asks"))
+    }
+
+    async fn submit(
+        &self,
+        _request: Request<pb::SubmitRequest>,
+    ) -> Result<Response<pb::SubmitResponse>, Status> {
+        Err(Status::unimplemented("nobody asks"))
+    }
+
+    async fn read_view(
+        &self,
+        _request: Request<pb::ReadViewRequest>,
+    ) -> Result<Response<pb::ReadViewResponse>, Status> {
+        Err(Status::unimplemented("nobody asks"))
+    }
+
+    async fn status(
+        &self,
+        _request: Request<pb::StatusRequest>,
+    ) -> Result<Response<pb::StatusResponse>, Status> {
+        Err(Status::unimplemented("nobody asks"))
+    }
+
+    async fn change_group(
+        &self,
+        _request: Request<pb::ChangeGroupRequest>,
+    ) -> Result<Response<pb::ChangeGroupResponse>, Status> {
+        Err(Status::unimplemented("nobody asks"))
+    }
+
+    type BackupStream = tokio_stream::Empty<Result<pb::BackupPart, Status>>;
+
+    async fn backup(
+        &self,
+        _request: Request<pb::BackupRequest>,
+    ) -> Result<Response<Self::BackupStream>, Status> {
+        Err(Status::unimplemented("nobody asks"))
+    }
+
+    async fn restore(
+        &self,
+        _request: Request<tonic::Streaming<pb::BackupPart>>,
+    ) -> Result<Response<pb::RestoreResponse>, Status> {
+        Err(Status::unimplemented("nobody asks"))
+    }
+}
+
+/// Starts a node that shows `shows`: its URL, and what it is asked.
+async fn node(shows: Option<ClusterView>) -> (String, Arc<StdMutex<Vec<u64>>>) {
+    let asked = Arc::default();
+    let node = Node { shows, asked: Arc::clone(&asked) };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let server = tonic::transport::Server::builder()
+        .add_service(pb::control_server::ControlServer::new(node))
+        .serve_with_incoming(TcpListenerStream::new(listener));
+    tokio::spawn(server);
+    (url, asked)
+}
+
+fn view(lineage: u64, index: u64) -> ClusterView {
+    let mut view = ClusterView {
+        lineage: Lineage(lineage),
+        index: ViewIndex(index),
+        ..ClusterView::default()
+    };
+    let model = view::Model { name: index.to_string().as_str().into(), revision: "r".into() };
+    view.apply_op(view::ViewOp::PutModel(model));
+    view
+}
+
+fn follow(urls: &[&str], file: Option<PathBuf>) -> ViewWatch {
+    ViewWatch::start(ControlClient::new(urls).unwrap(), file)
+}
+
+async fn reaches(watch: &ViewWatch, expected: &ClusterView) {
+    let mut views = watch.view();
+    let reached = views.wait_for(|view| **view == *expected);
+    timeout(PATIENCE, reached).await.expect("the view does not come").unwrap();
+}
+
+#[tokio::test]
+async fn a_node_that_lags_or_refuses_is_left_for_one_that_does_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("view.json");
+    file::save(&path, &view(2, 10), SystemTime::now()).unwrap();
+    let (lagging, lagging_asked) = node(Some(view(2, 9))).await;
+    let (older, _) = node(Some(view(1, 99))).await;
+    let (refusing, _) = node(None).await;
+    let (good, good_asked) = node(Some(view(2, 11))).await;
+    let watch = follow(&[&lagging, &older, &refusing, &good], Some(path));
+    reaches(&watch, &view(2, 11)).await;
+    // Each was asked for what comes after the view of the file.
+    assert_eq!(lagging_asked.lock().unwrap().first(), Some(&10));
+    assert_eq!(*good_asked.lock().unwrap(), [10]);
+}
+
+#[tokio::test]
+async fn without_any_node_the_view_and_its_age_come_from_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("view.json");
+    let (url, _) = node(Some(view(2, 10))).await;
+    let watch = follow(&[&url], Some(path.clone()));
+    reaches(&watch, &view(2, 10)).await;
+    assert!(watch.staleness() < PATIENCE);
+    let saved = async {
+        while file::load(&path).is_none() {
+            sleep(SAVE_EVERY / 10).await;
+        }
+    };
+    timeout(PATIENCE, saved).await.expect("the view is not saved");
+    drop(watch);
+
+    // Nothing can listen on port 0.
+    let nobody = "http://127.0.0.1:0";
+    let restarted = follow(&[nobody], Some(path.clone()));
+    assert_eq!(**restarted.view().borrow(), view(2, 10));
+    let hour = Duration::from_secs(3600);
+    file::save(&path, &view(2, 10), SystemTime::now() - hour).unwrap();
+    let restarted = follow(&[nobody], Some(path.clone()));
+    assert!(restarted.staleness() >= hour);
+    // A cluster that was restored from a backup is another history, whatever its index.
+    let (url, _) = node(Some(view(3, 1))).await;
+    let restored = follow(&[&url], Some(path));
+    reaches(&restored, &view(3, 1)).await;
+}
