@@ -31,7 +31,7 @@ use self::answers::Answers;
 use self::openai::answer::{Format, Head, TokenIds};
 use self::openai::parameters::{Delivery, Parameters};
 use crate::config::RouterConfig;
-use crate::dispatch::{Call, Dispatch};
+use crate::dispatch::{Call, Dispatch, affinity};
 use crate::engine::native::CallMetadata;
 use crate::error::RouterError;
 use crate::record::RequestRecord;
@@ -40,7 +40,9 @@ use crate::stream::{Placement, TokenStream};
 
 const X_REQUEST_TIMEOUT_MS: HeaderName = HeaderName::from_static("x-request-timeout-ms");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const X_SESSION_ID: HeaderName = HeaderName::from_static("x-session-id");
 const X_PHALANX_WORKER: HeaderName = HeaderName::from_static("x-phalanx-worker");
+const X_PHALANX_MODEL: HeaderName = HeaderName::from_static("x-phalanx-model");
 
 /// What every endpoint works with.
 #[derive(Clone, Debug)]
@@ -64,6 +66,8 @@ pub(crate) struct Incoming {
     /// The whole time from start to deadline, as the client was promised it.
     pub(crate) timeout: Duration,
     pub(crate) metadata: CallMetadata,
+    /// The client's name for the session that this request belongs to.
+    session: Option<String>,
 }
 
 // === impl Gateway ===
@@ -89,7 +93,9 @@ impl Gateway {
         // Workers keep the same deadline, so they are told what is left of it.
         let metadata =
             CallMetadata { timeout: deadline.saturating_duration_since(received), traceparent };
-        Ok(Incoming { record, body, received, deadline, timeout, metadata })
+        let session = parts.headers.get(X_SESSION_ID).and_then(|value| value.to_str().ok());
+        let session = session.map(str::to_owned);
+        Ok(Incoming { record, body, received, deadline, timeout, metadata, session })
     }
 
     /// Runs `generates` (one per prompt) and answers in `F`'s layout.
@@ -128,7 +134,7 @@ impl Gateway {
                 json_response(body)
             }
         };
-        Ok(with_worker(response, &placement))
+        Ok(with_placement(response, &placement))
     }
 
     async fn start(
@@ -136,6 +142,7 @@ impl Gateway {
         incoming: Incoming,
         generates: Vec<Generate>,
     ) -> Result<Vec<TokenStream>, RouterError> {
+        let draw = generates.first().map_or(0, |first| incoming.draw(&first.model));
         let Incoming { received, deadline, timeout, metadata, .. } = incoming;
         try_join_all(generates.into_iter().map(|generate| {
             let mut service = self.generate.clone();
@@ -145,6 +152,7 @@ impl Gateway {
                 deadline,
                 timeout,
                 metadata: metadata.clone(),
+                draw,
                 excluded: Vec::new(),
             };
             async move { service.ready().await?.call(call).await }
@@ -157,6 +165,18 @@ impl Gateway {
         if self.dispatch.fleet().is_known(model) {
             record.name_model(model);
         }
+    }
+}
+
+// === impl Incoming ===
+
+impl Incoming {
+    /// Which part of the traffic of `alias` this is. A session stays in its part, and so does a user who names no
+    /// session.
+    pub(crate) fn draw(&self, alias: &ModelName) -> u64 {
+        let user = || self.body.get("user").and_then(Value::as_str);
+        let key = self.session.as_deref().or_else(user).filter(|key| !key.is_empty());
+        affinity::draw(alias, key, uuid::Uuid::new_v4().as_u64_pair().0)
     }
 }
 
@@ -174,8 +194,19 @@ fn asked_timeout(headers: &HeaderMap) -> Result<Option<Duration>, Fault> {
     }
 }
 
-fn with_worker(mut response: Response, placement: &Placement) -> Response {
-    response.headers_mut().insert(X_PHALANX_WORKER, HeaderValue::from(placement.worker.0));
+/// Says who answers, and with what: an alias stands for several models.
+fn with_placement(mut response: Response, placement: &Placement) -> Response {
+    let Placement { worker, model, revision } = placement;
+    let headers = response.headers_mut();
+    headers.insert(X_PHALANX_WORKER, HeaderValue::from(worker.0));
+    let model = match revision {
+        Some(revision) => format!("{model}@{revision}"),
+        None => model.to_string(),
+    };
+    // A name that no header can carry is left out.
+    if let Ok(model) = HeaderValue::from_str(&model) {
+        headers.insert(X_PHALANX_MODEL, model);
+    }
     response
 }
 

@@ -5,8 +5,9 @@
 //!                                  ▲                 ▲ credit, load, learnt rates
 //! reports, and their silence ── listen
 //! ```
-//! A prefix index adds a term to the cost, a breaker removes candidates: both belong here, unseen by `api`.
+//! An alias' traffic is divided by `affinity`. A prefix index adds a term to the cost, a breaker removes candidates: both belong here, unseen by `api`.
 
+pub(crate) mod affinity;
 pub(crate) mod cost;
 pub(crate) mod credit;
 pub(crate) mod fleet;
@@ -22,10 +23,12 @@ use arc_swap::ArcSwap;
 use futures::future::BoxFuture;
 use phalanx_proto::generate::{Generate, Input};
 use phalanx_proto::id::{MemberId, ModelName};
+use phalanx_proto::pb;
 use tower::Service;
 
 use self::cost::{Offer, Work};
-use self::fleet::Fleet;
+use self::credit::CreditGuard;
+use self::fleet::{Fleet, Route};
 use crate::engine::native::CallMetadata;
 use crate::engine::{Engine, native};
 use crate::error::{Progress, RouterError};
@@ -47,6 +50,8 @@ pub(crate) struct Call {
     /// The whole time that the request was given; its deadline is the end of it.
     pub(crate) timeout: Duration,
     pub(crate) metadata: CallMetadata,
+    /// Which part of an alias' traffic it belongs to, in every attempt.
+    pub(crate) draw: u64,
     /// Engines that failed this call already.
     pub(crate) excluded: Vec<MemberId>,
 }
@@ -65,6 +70,14 @@ pub(crate) struct Choice {
     pub(crate) model: ModelName,
 }
 
+/// A request on its way to an engine, its work on the books.
+pub(crate) struct Assignment {
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) credit: CreditGuard,
+    pub(crate) message: pb::GenerateRequest,
+    placement: Placement,
+}
+
 // === impl Dispatch ===
 
 impl Dispatch {
@@ -77,31 +90,46 @@ impl Dispatch {
         self.fleet.load()
     }
 
-    /// The engine that answers `work` for `name` soonest, of those not excluded.
+    /// The engine that answers `work` for `name` soonest, of those not excluded. `draw` divides an alias' traffic.
     pub(crate) fn choose(
         &self,
         name: &ModelName,
+        draw: u64,
         work: Work,
         excluded: &[MemberId],
     ) -> Result<Choice, RouterError> {
         let fleet = self.fleet.load();
+        let route = fleet.route(name, draw, excluded).ok_or_else(|| fleet.unknown(name))?;
+        self.choose_on(route, work, excluded)
+            .ok_or_else(|| RouterError::NoWorker { model: name.clone() })
+    }
+
+    fn choose_on(&self, route: Route<'_>, work: Work, excluded: &[MemberId]) -> Option<Choice> {
         let rotation = self.rotation.fetch_add(1, Ordering::Relaxed);
-        let draw = uuid::Uuid::new_v4().as_u64_pair().0;
-        let route = fleet.route(name, draw).ok_or_else(|| fleet.unknown(name))?;
         let candidates = route.candidates(excluded);
         let offers: Vec<Offer> = candidates.iter().map(|engine| engine.offer()).collect();
-        let chosen = cost::choose(&offers, work, rotation)
-            .ok_or_else(|| RouterError::NoWorker { model: name.clone() })?;
-        Ok(Choice { engine: Arc::clone(candidates[chosen]), model: route.model.clone() })
+        let chosen = cost::choose(&offers, work, rotation)?;
+        Some(Choice { engine: Arc::clone(candidates[chosen]), model: route.model.clone() })
+    }
+
+    /// Puts `call` on the books of the engine that answers it soonest.
+    fn assign(&self, call: &Call) -> Result<Assignment, RouterError> {
+        let work = predicted_work(&call.generate);
+        let choice = self.choose(&call.generate.model, call.draw, work, &call.excluded)?;
+        Ok(Assignment::new(choice, work, &call.generate))
+    }
+
+    /// The same for a copy of `call` that goes to the shadow of its alias; none when nobody serves it.
+    pub(crate) fn assign_shadow(&self, call: &Call) -> Option<Assignment> {
+        let work = predicted_work(&call.generate);
+        let fleet = self.fleet.load();
+        let route = fleet.shadow(&call.generate.model)?;
+        let choice = self.choose_on(route, work, &[])?;
+        Some(Assignment::new(choice, work, &call.generate))
     }
 
     fn start(&self, call: &Call) -> Result<BoxFuture<'static, StreamResult>, RouterError> {
-        let work = predicted_work(&call.generate);
-        let Choice { engine, model } = self.choose(&call.generate.model, work, &call.excluded)?;
-        let credit = engine.take_credit(work);
-        let placement = Placement { worker: engine.id, revision: engine.revision(&model).cloned() };
-        let generate = Generate { model, ..Generate::clone(&call.generate) };
-        let message = generate.into_wire(engine.epoch);
+        let Assignment { engine, credit, message, placement } = self.assign(call)?;
         let metadata = call.metadata.clone();
         let (metrics, received) = (self.metrics.clone(), call.received);
         if call.excluded.is_empty() {
@@ -118,6 +146,19 @@ impl Dispatch {
                 crate::meter::Meter::new(engine, credit, metrics).timed(received, sent, alone);
             Ok(TokenStream::new(first, source, placement, meter))
         }))
+    }
+}
+
+// === impl Assignment ===
+
+impl Assignment {
+    fn new(choice: Choice, work: Work, generate: &Generate) -> Self {
+        let Choice { engine, model } = choice;
+        let credit = engine.take_credit(work);
+        let revision = engine.revision(&model).cloned();
+        let placement = Placement { worker: engine.id, model: model.clone(), revision };
+        let message = Generate { model, ..generate.clone() }.into_wire(engine.epoch);
+        Self { engine, credit, message, placement }
     }
 }
 

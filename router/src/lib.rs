@@ -6,7 +6,7 @@
 //!                          stack.rs puts both together     view ──► fleet ◄── engine/link ◄── events
 //! ```
 //! Reading order: `stack` (both stacks), `server` (listens, drains), `api` (one endpoint a file), then the generate
-//! stack from the outside: `deadline`, `retry`, `dispatch` (chooses), `engine` (calls), `stream` and `meter`
+//! stack from the outside: `deadline`, `shadow`, `retry`, `dispatch` (chooses), `engine` (calls), `stream` and `meter`
 //! (what comes back). `error` is the only map to HTTP; `record` keeps the books on each request.
 //!
 //! Deliberately absent: a tokenizer, the engine, and anything that must survive a restart.
@@ -27,6 +27,7 @@ mod dispatch;
 mod engine;
 mod meter;
 mod retry;
+mod shadow;
 mod stream;
 
 pub use self::config::{ConfigError, RawRouter, RouterConfig};

@@ -23,6 +23,12 @@ pub(crate) struct RequestLabels {
     pub(crate) code: u16,
 }
 
+/// What became of a shadow request.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct ShadowLabels {
+    pub(crate) result: &'static str,
+}
+
 /// Handles to the router's metrics. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct RouterMetrics {
@@ -35,6 +41,7 @@ pub(crate) struct RouterMetrics {
     pub(crate) cached_tokens: Counter,
     pub(crate) generated_tokens: Counter,
     pub(crate) retries: Counter,
+    pub(crate) shadows: Family<ShadowLabels, Counter>,
     pub(crate) inflight: Gauge,
 }
 
@@ -65,6 +72,7 @@ impl RouterMetrics {
             cached_tokens: Counter::default(),
             generated_tokens: Counter::default(),
             retries: Counter::default(),
+            shadows: Family::default(),
             inflight: Gauge::default(),
         };
         let all = created.clone();
@@ -93,6 +101,11 @@ impl RouterMetrics {
             );
             registry.register("generated_tokens", "Tokens generated", all.generated_tokens);
             registry.register("retries", "Attempts after the first, before any token", all.retries);
+            registry.register(
+                "shadow_requests",
+                "Copies of requests for the shadows of aliases, by what became of them",
+                all.shadows,
+            );
             registry.register("inflight_requests", "Requests in progress", all.inflight);
             registry.register_collector(Box::new(FleetGauges(fleet)));
         });

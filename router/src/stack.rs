@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! HTTP stack        record ── admit ── routes ── api/* (wire types -> Generate)
-//! generate stack    deadline ── retry ── dispatch ──► worker        (Call -> TokenStream)
+//! generate stack    deadline ── shadow ── retry ── dispatch ──► worker        (Call -> TokenStream)
 //! ```
 
 use std::sync::Arc;
@@ -24,9 +24,10 @@ use crate::error::RouterError;
 use crate::metrics::RouterMetrics;
 use crate::record::{InProgress, RecordedBody, RequestRecord, X_REQUEST_ID};
 use crate::retry::Retry;
+use crate::shadow::Shadow;
 
 /// [`Call`](crate::dispatch::Call) to [`TokenStream`](crate::stream::TokenStream).
-pub(crate) type GenerateStack = Deadline<Retry<Dispatch>>;
+pub(crate) type GenerateStack = Deadline<Shadow<Retry<Dispatch>>>;
 
 /// The second stack, the innermost layer first.
 pub(crate) fn generate_stack(
@@ -35,9 +36,11 @@ pub(crate) fn generate_stack(
     drain: Drain,
 ) -> GenerateStack {
     // A worker that fails before its first event costs the client nothing: another one starts afresh.
-    let retry = Retry::new(dispatch, metrics);
+    let retry = Retry::new(dispatch.clone(), metrics.clone());
+    // Outside the retries, so that each request is copied once, to the shadow of its alias.
+    let shadow = Shadow::new(retry, dispatch, metrics);
     // Outside the retries, so that they share one deadline; its timer then rides along in the stream.
-    Deadline::new(retry, drain)
+    Deadline::new(shadow, drain)
 }
 
 /// What the HTTP stack's own layers need.

@@ -7,7 +7,7 @@ use std::time::Instant;
 use futures::Stream;
 use phalanx_proto::fault::{Fault, FaultCode};
 use phalanx_proto::generate::Event;
-use phalanx_proto::id::{MemberId, Revision};
+use phalanx_proto::id::{MemberId, ModelName, Revision};
 
 use crate::deadline::Cutoff;
 use crate::engine::native::EventSource;
@@ -18,6 +18,8 @@ use crate::meter::Meter;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Placement {
     pub(crate) worker: MemberId,
+    /// The model that answers, which the request may have named by an alias.
+    pub(crate) model: ModelName,
     pub(crate) revision: Option<Revision>,
 }
 

@@ -122,11 +122,12 @@ impl Gateway {
         F: Future<Output = Result<T, RouterError>>,
     {
         self.name_model(&incoming.record, model);
+        let draw = incoming.draw(model);
         let attempts = async {
             let mut excluded = Vec::new();
             let mut last = None;
             while excluded.len() < ATTEMPTS_MAX {
-                let choice = match self.dispatch.choose(model, Work::default(), &excluded) {
+                let choice = match self.dispatch.choose(model, draw, Work::default(), &excluded) {
                     Ok(choice) => choice,
                     Err(error) => return Err(last.unwrap_or(error)),
                 };

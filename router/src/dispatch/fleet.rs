@@ -6,6 +6,7 @@ use std::sync::Arc;
 use phalanx_proto::id::{MemberId, ModelName, Revision};
 use phalanx_proto::view::{AliasTarget, ClusterView, MemberRole, MemberState};
 
+use super::affinity::by_weight;
 use crate::engine::Engine;
 use crate::engine::hearing::WakingClock;
 use crate::error::RouterError;
@@ -81,10 +82,16 @@ impl Fleet {
         (fleet, changes)
     }
 
-    /// Where `name` leads; `draw` picks among an alias' targets by weight. None: the name is unknown.
-    pub(crate) fn route<'a>(&'a self, name: &'a ModelName, draw: u64) -> Option<Route<'a>> {
+    /// Where `name` leads but for the engines in `excluded`; `draw` picks among an alias' targets by weight.
+    /// None: the name is unknown.
+    pub(crate) fn route<'a>(
+        &'a self,
+        name: &'a ModelName,
+        draw: u64,
+        excluded: &[MemberId],
+    ) -> Option<Route<'a>> {
         if let Some(alias) = self.view.aliases.get(name) {
-            return self.weighted(&alias.targets, draw);
+            return self.weighted(&alias.targets, draw, excluded);
         }
         let (name, engines) = self
             .ready
@@ -94,22 +101,40 @@ impl Fleet {
         Some(Route { model: name, revision: None, engines })
     }
 
+    /// Where copies of requests for `name` go, if it is an alias with a shadow.
+    pub(crate) fn shadow(&self, name: &ModelName) -> Option<Route<'_>> {
+        self.view.aliases.get(name)?.shadow.as_ref().map(|target| self.route_of(target))
+    }
+
     /// A target by weight among those that an engine can serve now, or among all when none can. A target whose
     /// engines are all silent counts only when every other one's are.
-    fn weighted<'a>(&'a self, targets: &'a [AliasTarget], draw: u64) -> Option<Route<'a>> {
-        let route = |target: &'a AliasTarget| Route {
+    fn weighted<'a>(
+        &'a self,
+        targets: &'a [AliasTarget],
+        draw: u64,
+        excluded: &[MemberId],
+    ) -> Option<Route<'a>> {
+        for is_able in [Engine::is_heard, Engine::is_up] {
+            let weight_alive = |target: &AliasTarget| {
+                let is_alive =
+                    |engine: &Arc<Engine>| is_able(engine) && !excluded.contains(&engine.id);
+                let is_served = self.route_of(target).serving().any(is_alive);
+                if is_served { target.weight } else { 0 }
+            };
+            let weights: Vec<u32> = targets.iter().map(weight_alive).collect();
+            if let Some(drawn) = by_weight(&weights, draw) {
+                return Some(self.route_of(&targets[drawn]));
+            }
+        }
+        targets.first().map(|target| self.route_of(target))
+    }
+
+    fn route_of<'a>(&'a self, target: &'a AliasTarget) -> Route<'a> {
+        Route {
             model: &target.model,
             revision: target.revision.as_ref(),
             engines: self.ready.get(&target.model).map_or(&[][..], Vec::as_slice),
-        };
-        for is_able in [Engine::is_heard, Engine::is_up] {
-            let alive = |target: &&'a AliasTarget| route(target).serving().any(|e| is_able(e));
-            let alive: Vec<&AliasTarget> = targets.iter().filter(alive).collect();
-            if let Some(target) = by_weight(&alive, draw) {
-                return Some(route(target));
-            }
         }
-        targets.first().map(route)
     }
 
     /// Whether clients may name it, served now or not.
@@ -176,18 +201,6 @@ impl Fleet {
     }
 }
 
-/// The target that `draw` falls on when each has its weight's share of all draws; none when they weigh nothing.
-fn by_weight<'a>(targets: &[&'a AliasTarget], draw: u64) -> Option<&'a AliasTarget> {
-    let total: u64 = targets.iter().map(|target| u64::from(target.weight)).sum();
-    let mut ticket = draw.checked_rem(total)?;
-    targets.iter().copied().find(|target| {
-        let weight = u64::from(target.weight);
-        let is_drawn = ticket < weight;
-        ticket = ticket.saturating_sub(weight);
-        is_drawn
-    })
-}
-
 // === impl Route ===
 
 impl<'a> Route<'a> {
@@ -200,7 +213,7 @@ impl<'a> Route<'a> {
     }
 
     /// Engines registered for the model at the revision asked for.
-    fn serving(self) -> impl Iterator<Item = &'a Arc<Engine>> {
+    fn serving(self) -> impl Iterator<Item = &'a Arc<Engine>> + use<'a> {
         self.engines.iter().filter(move |engine| {
             self.revision.is_none_or(|revision| engine.revision(self.model) == Some(revision))
         })

@@ -80,9 +80,13 @@ impl Cluster {
 
     /// Registers `worker` as member `id`, serving model `demo`.
     pub(crate) fn put(&self, id: u64, worker: &FakeWorker) {
+        self.put_at_revision(id, worker, "0123456789abcdef");
+    }
+
+    pub(crate) fn put_at_revision(&self, id: u64, worker: &FakeWorker, revision: &str) {
         let served = ServedModel {
             name: "demo".into(),
-            revision: "0123456789abcdef".into(),
+            revision: revision.into(),
             context_tokens_max: 512,
             kv_tokens_max: 4096,
         };

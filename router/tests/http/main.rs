@@ -1,6 +1,7 @@
 //! The router over real sockets: HTTP in front, a scripted worker behind.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helping functions too")]
 
+mod alias;
 mod bad_input;
 mod chat;
 mod completions;

@@ -63,7 +63,7 @@ fn fleet(ops: impl IntoIterator<Item = ViewOp>) -> Fleet {
 
 fn candidates(fleet: &Fleet, name: &str, draw: u64) -> Option<Vec<u64>> {
     let name = ModelName::from(name);
-    let route = fleet.route(&name, draw)?;
+    let route = fleet.route(&name, draw, &[])?;
     Some(route.candidates(&[]).iter().map(|engine| engine.id.0).collect())
 }
 
@@ -119,7 +119,7 @@ async fn an_alias_splits_by_weight_among_targets_that_are_alive() {
         alias(&[("m", Some("old"), 3), ("m", Some("new"), 1), ("gone", None, 96)]),
     ]);
     let mut counts = [0; 3];
-    for draw in 0..100 {
+    for draw in draws() {
         for id in candidates(&fleet, "alias", draw).unwrap() {
             counts[usize::try_from(id).unwrap()] += 1;
         }
@@ -127,6 +127,24 @@ async fn an_alias_splits_by_weight_among_targets_that_are_alive() {
     assert_eq!(counts, [0, 75, 25]);
     fleet.engines[&MemberId(1)].mark_down();
     assert_eq!(candidates(&fleet, "alias", 0), Some(vec![2]));
+}
+
+#[tokio::test]
+async fn a_target_whose_engines_failed_the_call_is_left_for_another() {
+    let fleet = fleet([
+        ViewOp::PutMember(member(1, 1, &[("m", "old")])),
+        ViewOp::PutMember(member(2, 2, &[("m", "new")])),
+        alias(&[("m", Some("old"), 99), ("m", Some("new"), 1)]),
+    ]);
+    let name = ModelName::from("alias");
+    let route = fleet.route(&name, 0, &[MemberId(1)]).unwrap();
+    let left: Vec<u64> = route.candidates(&[MemberId(1)]).iter().map(|e| e.id.0).collect();
+    assert_eq!(left, [2]);
+}
+
+/// A hundred draws, evenly over all there are.
+fn draws() -> impl Iterator<Item = u64> {
+    (0..100).map(|part| (2 * part + 1) * (u64::MAX / 200))
 }
 
 /// Lets half a second pass in which only `reporting` engines are heard.
@@ -146,7 +164,7 @@ async fn a_silent_engine_is_avoided_until_it_reports_unless_all_are_silent() {
     pass_silence(&fleet, &[2, 3]);
     assert_eq!(candidates(&fleet, "m", 0), Some(vec![2, 3]));
     let name = ModelName::from("m");
-    let others = fleet.route(&name, 0).unwrap().candidates(&[MemberId(2), MemberId(3)]);
+    let others = fleet.route(&name, 0, &[]).unwrap().candidates(&[MemberId(2), MemberId(3)]);
     assert!(others.is_empty(), "a silent engine was taken for one that was tried");
     pass_silence(&fleet, &[]);
     assert_eq!(candidates(&fleet, "m", 0), Some(vec![1, 2, 3]));
@@ -162,7 +180,7 @@ async fn an_alias_leaves_a_target_whose_engines_are_silent() {
         alias(&[("m", Some("old"), 99), ("m", Some("new"), 1), ("m", Some("gone"), 900)]),
     ]);
     pass_silence(&fleet, &[2]);
-    assert!((0..100).all(|draw| candidates(&fleet, "alias", draw) == Some(vec![2])));
+    assert!(draws().all(|draw| candidates(&fleet, "alias", draw) == Some(vec![2])));
     pass_silence(&fleet, &[]);
     assert_eq!(candidates(&fleet, "alias", 0), Some(vec![1]));
 }
