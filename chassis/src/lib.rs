@@ -9,6 +9,7 @@ pub mod backoff;
 pub mod config;
 pub mod control_client;
 pub mod drain;
+pub mod error_chain;
 pub mod metrics;
 pub mod serve_metrics;
 pub mod signals;

@@ -3,6 +3,8 @@
 use std::io::Write;
 use std::process::ExitCode;
 
+pub(crate) use phalanx_chassis::error_chain::chain;
+
 /// Why the command did not do what was asked: exit code and lines for the user.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Failure {
@@ -43,20 +45,4 @@ impl Failure {
             Self::Failed(_) => 1,
         })
     }
-}
-
-/// An error and its causes, in one line.
-pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let text = error.to_string();
-        // Many errors repeat their source in their own text.
-        if !line.contains(&text) {
-            line.push_str(": ");
-            line.push_str(&text);
-        }
-        cause = error.source();
-    }
-    line
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use phalanx_proto::api_key;
-use phalanx_proto::change::{Change, Registration};
+use phalanx_proto::change::{Change, FAILURE_BYTES_MAX, Registration};
 use phalanx_proto::fault::Fault;
 use phalanx_proto::id::{KeyId, Lineage, ModelName, Revision, TenantName, ViewIndex};
 use phalanx_proto::view::{Alias, AliasTarget, ApiKey, GroupRank, Model, Scope, ServedModel};
@@ -123,6 +123,7 @@ fn validate_change(change: &Change) -> Result<(), Fault> {
         | Change::BreakGroup(_)
         | Change::RemoveGroup(_) => Ok(()),
         Change::Serve { models, .. } => check_served(models),
+        Change::FailRank { reason, .. } => check_length("reason", reason, FAILURE_BYTES_MAX),
         Change::PutModel(Model { name, revision })
         | Change::RemoveModel(Model { name, revision }) => {
             check_name("model.name", name)?;

@@ -1,5 +1,5 @@
 //! What only the leader does: give a new cluster its identity, keep the members' leases, fence whoever let
-//! theirs run out, and have the replicas compared.
+//! theirs run out, place what is to be served, and have the replicas compared.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +15,7 @@ use crate::command::Command;
 use crate::feed::Feed;
 use crate::host::Host;
 use crate::liveness::{Leases, Millis, Timings};
+use crate::placement;
 use crate::raft::{Consensus, NodeStatus, ProposeError};
 use crate::state::Reply;
 use crate::store::chain;
@@ -84,6 +85,7 @@ impl Leadership {
             }
             if self.is_established() {
                 self.fence_silent(&consensus, &feed).await;
+                place(&consensus, &feed).await;
                 compare_replicas(&consensus).await;
             }
         }
@@ -146,6 +148,21 @@ async fn compare_replicas(consensus: &Consensus) {
     let Some(checkpoint) = consensus.checkpoint_due() else { return };
     if let Err(error) = consensus.propose(checkpoint).await {
         tracing::debug!(%error, "cannot compare the replicas yet, trying again");
+    }
+}
+
+/// Carries out a plan. A change that is refused, because something else came first, ends it: the next plan knows.
+async fn place(consensus: &Consensus, feed: &Feed) {
+    for change in feed.with_view(placement::plan) {
+        match consensus.propose(Command::Internal(change.clone())).await {
+            Ok(Reply::Applied { .. } | Reply::Registered { .. }) => {
+                tracing::info!(?change, "changed the groups");
+            }
+            Ok(Reply::Refused(refusal)) => {
+                return tracing::debug!(%refusal, ?change, "a plan was overtaken");
+            }
+            Err(error) => return tracing::warn!(%error, "cannot place groups yet, trying again"),
+        }
     }
 }
 

@@ -6,12 +6,13 @@
 //!                │                         │                  │└─► store: log, snapshots
 //!                │                         │                  └──► peers (identity checked on both ends)
 //!                │                      leader ── leases that end (liveness, pure) ──► fences
+//!                │                             └─ what is wanted (placement, pure) ──► groups
 //!                └─ at a follower: forward ──gRPC──► the leader's service
 //! ```
 //!
-//! Reading order: [`command`] and [`state`] (what may change, and how), [`liveness`], `feed`, `service`,
-//! `forward`, `backup`, `leader`, `checkpoint` (replicas compared), `node` (what starts and stops all of it), `identity` and `peers` (who calls whom),
-//! `raft` and `store` (adapters), `host` (the machine under them).
+//! Reading order: [`command`] and [`state`] (what may change, and how), [`liveness`], [`placement`], `feed`,
+//! `service`, `forward`, `backup`, `leader`, `checkpoint` (replicas compared), `node` (what starts and stops all of
+//! it), `identity` and `peers` (who calls whom), `raft` and `store` (adapters), `host` (the machine under them).
 //!
 //! Deliberately absent: prompts, tokens and load, none of which this crate ever sees; and, outside `raft`, every
 //! type of the Raft library.
@@ -29,6 +30,7 @@ mod leader;
 pub mod liveness;
 mod node;
 mod peers;
+pub mod placement;
 mod raft;
 mod readiness;
 mod service;

@@ -233,6 +233,7 @@ fn change_ops(view: &ClusterView, index: ViewIndex, change: &Change) -> Ops {
             groups::publish(view, *group, rendezvous)
         }
         Change::RankReady { group, rank } => groups::rank_ready(view, *group, *rank),
+        Change::FailRank { group, rank, reason } => groups::fail_rank(view, *group, *rank, reason),
         Change::BreakGroup(group) => groups::break_group(view, *group),
         Change::RemoveGroup(group) => groups::remove(view, *group),
         Change::PutTenant(tenant) => access::put_tenant(view, tenant),

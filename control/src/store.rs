@@ -17,6 +17,7 @@ pub(crate) mod writer;
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub(crate) use phalanx_chassis::error_chain::chain;
 use phalanx_chassis::whole_file::FileError;
 
 use self::record::{EntryRecord, LogPosition, VoteRecord};
@@ -85,18 +86,6 @@ impl From<StoreError> for io::Error {
 
 fn file_error(action: &'static str, path: &Path, source: io::Error) -> StoreError {
     FileError { action, path: path.to_owned(), source }.into()
-}
-
-/// An error and its causes on one line, for errors that cross into a library that would drop the causes.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

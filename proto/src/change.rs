@@ -8,6 +8,9 @@ use crate::view::{
     Rendezvous, ServedModel, Tenant, ViewDelta,
 };
 
+/// The longest reason of a failure, in bytes: a chain of causes with a path or two.
+pub const FAILURE_BYTES_MAX: usize = 1024;
+
 /// A process that wants to be a member.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Registration {
@@ -108,6 +111,15 @@ pub enum Change {
         group: GroupRef,
         /// Its place in the group's ranks.
         rank: u32,
+    },
+    /// Says that one rank of a group cannot serve what it was placed for, and why. Breaks the group.
+    FailRank {
+        /// Which, and at which epoch.
+        group: GroupRef,
+        /// Its place in the group's ranks.
+        rank: u32,
+        /// For operators; at most [`FAILURE_BYTES_MAX`].
+        reason: String,
     },
     /// Says that a group can no longer serve; its members no longer serve its model.
     BreakGroup(GroupRef),

@@ -7,6 +7,7 @@ mod access;
 mod member;
 mod naming;
 mod placement;
+mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,8 +20,10 @@ pub use self::access::{
 pub use self::member::{Capacity, Member, MemberRole, MemberState, ServedModel};
 pub use self::naming::{Alias, AliasTarget, Model};
 pub use self::placement::{
-    Deployment, Group, GroupRank, GroupRef, GroupState, Rendezvous, RendezvousSizeError,
+    Deployment, Group, GroupFailure, GroupRank, GroupRef, GroupState, Rendezvous,
+    RendezvousSizeError,
 };
+pub use self::status::{GroupStatus, RankStatus};
 use crate::id::{GroupId, KeyId, Lineage, MemberId, ModelName, TenantName, ViewIndex};
 
 /// One change of the view.

@@ -229,6 +229,7 @@ mod tests {
             ready: BTreeSet::new(),
             rendezvous: None,
             state,
+            failure: None,
         };
         (group.id, group)
     }

@@ -4,7 +4,7 @@
 //!          FormGroup (epoch = index)          last RankReady
 //!   (new) ───────────────────────► Forming ─────────────────► Ready
 //!                 ▲                   │                          │
-//!                 └── Broken ◄────────┴── BreakGroup, a rank's registration ended
+//!                 └── Broken ◄────────┴── BreakGroup, FailRank, a rank's registration ended
 //! ```
 //!
 //! A live group, one that is not broken, has its devices to itself. Whoever breaks a group also takes its
@@ -14,8 +14,8 @@ use std::collections::BTreeSet;
 
 use phalanx_proto::id::{Epoch, GroupId, MemberId, ModelName, Revision, ViewIndex};
 use phalanx_proto::view::{
-    ClusterView, Deployment, Group, GroupRank, GroupRef, GroupState, Member, MemberState,
-    Rendezvous, ViewOp,
+    ClusterView, Deployment, Group, GroupFailure, GroupRank, GroupRef, GroupState, Member,
+    MemberState, Rendezvous, ViewOp,
 };
 
 use super::{NAMES_MAX, Ops, Refusal, check_room, members};
@@ -71,6 +71,7 @@ pub(super) fn form(view: &ClusterView, index: ViewIndex, plan: &Plan<'_>) -> Ops
         ready: BTreeSet::new(),
         rendezvous: None,
         state: GroupState::Forming,
+        failure: None,
     }));
     Ok(ops)
 }
@@ -98,14 +99,24 @@ pub(super) fn rank_ready(view: &ClusterView, group: GroupRef, rank: u32) -> Ops 
     if group.state != GroupState::Forming {
         return Err(Refusal::NotForming { id: group.id });
     }
-    if usize::try_from(rank).is_ok_and(|rank| rank >= group.ranks.len()) {
-        return Err(Refusal::UnknownRank { id: group.id, rank });
-    }
+    rank_of(&group, rank)?;
     group.ready.insert(rank);
     if group.ready.len() == group.ranks.len() {
         group.state = GroupState::Ready;
     }
     Ok(vec![ViewOp::PutGroup(group)])
+}
+
+/// The failure stays with the broken group until it is formed anew or removed.
+pub(super) fn fail_rank(view: &ClusterView, group: GroupRef, rank: u32, reason: &str) -> Ops {
+    let group = current(view, group)?;
+    let member_id = rank_of(group, rank)?.member_id;
+    if !group.is_live() {
+        return Ok(Vec::new());
+    }
+    let failure = GroupFailure { member_id, reason: reason.to_owned() };
+    let failed = Group { failure: Some(failure), ..group.clone() };
+    Ok(break_all(view, &[&failed], &BTreeSet::new()))
 }
 
 pub(super) fn break_group(view: &ClusterView, group: GroupRef) -> Ops {
@@ -198,6 +209,11 @@ fn check_ranks(view: &ClusterView, id: GroupId, ranks: &[GroupRank]) -> Result<(
         }
     }
     Ok(())
+}
+
+fn rank_of(group: &Group, rank: u32) -> Result<&GroupRank, Refusal> {
+    let at = usize::try_from(rank).ok().and_then(|at| group.ranks.get(at));
+    at.ok_or(Refusal::UnknownRank { id: group.id, rank })
 }
 
 /// The group, if the epoch meant is the one it has.

@@ -42,6 +42,18 @@ pub struct Group {
     pub rendezvous: Option<Rendezvous>,
     /// How far it is.
     pub state: GroupState,
+    /// Why it broke, if a member gave it up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<GroupFailure>,
+}
+
+/// A rank that could not serve what it was placed for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupFailure {
+    /// Whose.
+    pub member_id: MemberId,
+    /// Why, for operators.
+    pub reason: String,
 }
 
 /// One device's place in a group.
@@ -88,6 +100,15 @@ pub struct Rendezvous(Vec<u8>);
 pub struct RendezvousSizeError {
     /// How many were given.
     pub bytes: usize,
+}
+
+// === impl Deployment ===
+
+impl Deployment {
+    /// Whether the group is what is wanted now, rather than what was before.
+    pub fn is_as_wanted(&self, group: &Group) -> bool {
+        group.revision == self.revision && u32::try_from(group.ranks.len()) == Ok(self.tp)
+    }
 }
 
 // === impl Group ===

@@ -4,7 +4,7 @@ use super::{WireError, required};
 use crate::change::{Change, GroupChange, Registration, WatchEvent};
 use crate::id::{Epoch, KeyId, MemberId, ModelName, NodeId, Revision, TenantName, ViewIndex};
 use crate::pb;
-use crate::view::Model;
+use crate::view::{GroupRef, Model};
 
 // === impl Registration ===
 
@@ -122,6 +122,7 @@ impl From<Change> for pb::Command {
             Change::RankReady { group, rank } => {
                 Command::RankReady(pb::RankReady { group: Some(group.into()), rank })
             }
+            Change::FailRank { group, rank, reason } => fail_rank(group, rank, reason),
             Change::BreakGroup(group) => Command::BreakGroup(group.into()),
             Change::RemoveGroup(group) => Command::RemoveGroup(group.into()),
             Change::PutTenant(tenant) => Command::PutTenant(tenant.into()),
@@ -138,6 +139,10 @@ impl From<Change> for pb::Command {
         };
         Self { command: Some(command) }
     }
+}
+
+fn fail_rank(group: GroupRef, rank: u32, reason: String) -> pb::command::Command {
+    pb::command::Command::FailRank(pb::FailRank { group: Some(group.into()), rank, reason })
 }
 
 impl TryFrom<pb::Command> for Change {
@@ -189,6 +194,11 @@ impl TryFrom<pb::Command> for Change {
             Command::RankReady(ready) => {
                 Self::RankReady { group: required("group", ready.group)?.into(), rank: ready.rank }
             }
+            Command::FailRank(failed) => Self::FailRank {
+                group: required("group", failed.group)?.into(),
+                rank: failed.rank,
+                reason: failed.reason,
+            },
             Command::BreakGroup(group) => Self::BreakGroup(group.into()),
             Command::RemoveGroup(group) => Self::RemoveGroup(group.into()),
             Command::PutTenant(tenant) => Self::PutTenant(tenant.try_into()?),
@@ -262,6 +272,7 @@ mod tests {
             Change::FormGroup { group: Some(group), deployment, revision, ranks },
             Change::PublishRendezvous { group, rendezvous: samples::rendezvous() },
             Change::RankReady { group, rank: 1 },
+            Change::FailRank { group, rank: 1, reason: "why".to_owned() },
             Change::BreakGroup(group),
             Change::RemoveGroup(group),
             Change::PutTenant(samples::tenant()),

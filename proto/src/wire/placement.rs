@@ -3,7 +3,7 @@
 use super::WireError;
 use crate::id::{Epoch, GroupId, MemberId, ModelName, Revision, ViewIndex};
 use crate::pb;
-use crate::view::{Deployment, Group, GroupRank, GroupRef, GroupState};
+use crate::view::{Deployment, Group, GroupFailure, GroupRank, GroupRef, GroupState};
 
 impl From<Deployment> for pb::Deployment {
     fn from(deployment: Deployment) -> Self {
@@ -81,6 +81,19 @@ impl TryFrom<pb::GroupState> for GroupState {
     }
 }
 
+impl From<GroupFailure> for pb::GroupFailure {
+    fn from(failure: GroupFailure) -> Self {
+        let GroupFailure { member_id, reason } = failure;
+        Self { member_id: member_id.0, reason }
+    }
+}
+
+impl From<pb::GroupFailure> for GroupFailure {
+    fn from(wire: pb::GroupFailure) -> Self {
+        Self { member_id: MemberId(wire.member_id), reason: wire.reason }
+    }
+}
+
 impl From<Group> for pb::Group {
     fn from(group: Group) -> Self {
         let rendezvous = group.rendezvous.map(|rendezvous| rendezvous.as_bytes().to_vec());
@@ -93,6 +106,7 @@ impl From<Group> for pb::Group {
             ready: group.ready.into_iter().collect(),
             rendezvous: rendezvous.unwrap_or_default(),
             state: pb::GroupState::from(group.state).into(),
+            failure: group.failure.map(Into::into),
         }
     }
 }
@@ -112,6 +126,7 @@ impl TryFrom<pb::Group> for Group {
             revision: Revision::from(wire.revision),
             ranks: wire.ranks.into_iter().map(Into::into).collect(),
             ready: wire.ready.into_iter().collect(),
+            failure: wire.failure.map(Into::into),
         })
     }
 }

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use crate::id::{Epoch, GroupId, MemberId, ViewIndex};
 use crate::view::{
-    Alias, AliasTarget, ApiKey, CachePolicy, Capacity, Deployment, Group, GroupRank, GroupState,
-    KeyLimits, KeySecret, Member, MemberRole, MemberState, Model, Rendezvous, Scope, ServedModel,
-    Setting, Tenant, TenantLimits, ViewOp,
+    Alias, AliasTarget, ApiKey, CachePolicy, Capacity, Deployment, Group, GroupFailure, GroupRank,
+    GroupState, KeyLimits, KeySecret, Member, MemberRole, MemberState, Model, Rendezvous, Scope,
+    ServedModel, Setting, Tenant, TenantLimits, ViewOp,
 };
 
 pub(super) fn model() -> Model {
@@ -92,6 +92,7 @@ pub(super) fn puts() -> Vec<ViewOp> {
         ready: BTreeSet::from([0]),
         rendezvous: Some(rendezvous()),
         state: GroupState::Ready,
+        failure: Some(GroupFailure { member_id: MemberId(4), reason: "why".to_owned() }),
     };
     let setting = Setting { key: "s".to_owned(), value: "v".to_owned(), version };
     vec![

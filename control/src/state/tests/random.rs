@@ -138,6 +138,10 @@ fn some_change(view: &ClusterView, dice: Dice) -> Change {
             let deployment = some_deployment(view, c);
             Change::FormGroup { group, deployment, revision, ranks: some_ranks(view, [a, b]) }
         }
+        16 if c % 4 == 0 => {
+            let rank = some_rank(view, group, b);
+            Change::FailRank { group, rank, reason: "why".to_owned() }
+        }
         16 => {
             let rendezvous = Rendezvous::try_from(vec![b % 4]).unwrap();
             Change::PublishRendezvous { group, rendezvous }
@@ -224,6 +228,7 @@ fn is_current(view: &ClusterView, change: &Change) -> Option<bool> {
         Change::FormGroup { group: Some(group), .. }
         | Change::PublishRendezvous { group, .. }
         | Change::RankReady { group, .. }
+        | Change::FailRank { group, .. }
         | Change::BreakGroup(group)
         | Change::RemoveGroup(group) => {
             Some(view.groups.get(&group.id).is_some_and(|known| known.epoch == group.epoch))
