@@ -268,7 +268,7 @@ async fn a_process_that_was_fenced_on_its_way_out_does_not_come_back() {
     }
     let mut asked = scene.finish().await;
     while let Ok(next) = asked.try_recv() {
-        assert_eq!(next, Asked::Heartbeat(5));
+        assert_ne!(next, registered());
     }
 }
 
