@@ -32,6 +32,10 @@ const CONNECT_WAIT_MAX: Duration = Duration::from_secs(1);
 /// How long one node may take to answer. A write waits for one durable commit, at worst behind an election.
 const CALL_WAIT_MAX: Duration = Duration::from_secs(5);
 
+/// How long one node may take to answer a heartbeat, which writes nothing. A third of the least time to live:
+/// with a node that swallows it, another one is asked before the member is taken for dead.
+const HEARTBEAT_WAIT_MAX: Duration = Duration::from_secs(2);
+
 /// Pings find a peer that vanished without closing its connection.
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(5);
 
@@ -165,7 +169,8 @@ impl ControlClient {
     /// node that was tried answered.
     pub async fn heartbeat(&self, member_id: MemberId, epoch: Epoch) -> Result<MemberState, Fault> {
         let request = pb::HeartbeatRequest { member_id: member_id.0, epoch: epoch.0 };
-        let response = self.call(|mut stub| async move { stub.heartbeat(request).await }).await?;
+        let beat = |mut stub: Stub| async move { stub.heartbeat(request).await };
+        let response = self.call_within(HEARTBEAT_WAIT_MAX, beat).await?;
         Ok(response.state().try_into()?)
     }
 

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
+use phalanx_proto::change::WatchEvent;
 use phalanx_proto::fault::Fault;
 use phalanx_proto::view::ClusterView;
 use tokio::sync::watch;
@@ -174,8 +175,12 @@ impl Following {
     /// is folded before the next wait.
     async fn accept_next(&mut self, stream: &mut WatchStream) -> Result<(), FollowError> {
         let event = stream.next().await?.ok_or(FollowError::Ended)?;
+        // What a node shows first may be old; whether it knows that, what comes next tells.
+        let vouched = !matches!(event, WatchEvent::Snapshot(_));
         let accepted = self.follower.accept(event)?;
-        *self.last_event.lock() = Instant::now();
+        if vouched {
+            *self.last_event.lock() = Instant::now();
+        }
         if accepted == Accepted::Changed {
             self.sender.send_replace(Arc::new(self.follower.view().clone()));
         }
