@@ -26,7 +26,7 @@ test: test-tools ## Install what the tests need, then run every test (what CI ru
 		cargo test --locked --workspace -- --test-threads=2; \
 	fi
 
-test-tools: # A C compiler and Python's venv (Debian packages, if missing), and the official client
+test-tools: # A C compiler, Python's venv and network tools (Debian packages, if missing), and the official client
 	cluster-tests/python/install
 
 verify: ## Check format, lints, documentation and dependencies; writes nothing

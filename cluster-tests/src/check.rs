@@ -22,6 +22,12 @@ const TYPES: [(u16, &str); 7] = [
     (503, "server_error"),
 ];
 
+/// Prints a figure that a test measured; runners show it when asked for the output.
+#[expect(clippy::print_stderr, reason = "a figure belongs to the test's output")]
+pub fn measured(what: &str, figure: impl std::fmt::Debug) {
+    eprintln!("measured: {what}: {figure:?}");
+}
+
 /// Waits until `holds`; what it fails with counts as not yet.
 ///
 /// # Errors

@@ -1,17 +1,20 @@
 //! A group of control nodes, a process each: killed, asked to end, brought back, and asked what they know.
 
-use std::net::TcpListener;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use phalanx_chassis::control_client::ControlClient;
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::check::eventually;
 use crate::client::Client;
+use crate::network::Host;
 use crate::process::{Process, START_MAX, phalanx_binary};
 
 /// The first port given out. All of them lie below the range from which Linux takes the ports of outgoing
@@ -19,6 +22,8 @@ use crate::process::{Process, START_MAX, phalanx_binary};
 const PORT_FIRST: u16 = 10_000;
 /// How many ports there are to give out.
 const PORTS: u16 = 20_000;
+/// Where nodes on hosts of their own listen, and where they show their metrics.
+const HOST_PORTS: [u16; 2] = [7400, 9400];
 /// How many ports one process may look at, so that processes with neighbouring ids stay apart.
 const PORTS_PER_PROCESS: u32 = 64;
 
@@ -41,6 +46,16 @@ pub struct ControlNode {
     pub metrics: Client,
     name: String,
     arguments: Vec<String>,
+    site: Site,
+}
+
+/// Where a node lives.
+#[derive(Debug)]
+struct Site {
+    /// None: this machine.
+    host: Option<Host>,
+    listen: SocketAddr,
+    metrics: SocketAddr,
 }
 
 // === impl ControlGroup ===
@@ -51,13 +66,27 @@ impl ControlGroup {
     /// # Errors
     /// When it does not come up.
     pub async fn start(count: usize) -> Result<Self> {
+        let ports = free_ports(2 * count)?;
+        let sites = ports.chunks(2).map(|ports| Site::new(None, [ports[0], ports[1]]));
+        Self::start_at(sites.collect()).await
+    }
+
+    /// As [`Self::start`], with a node on each of `hosts`.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub async fn start_on(hosts: &[Host]) -> Result<Self> {
+        let sites = hosts.iter().map(|host| Site::new(Some(host.clone()), HOST_PORTS));
+        Self::start_at(sites.collect()).await
+    }
+
+    async fn start_at(sites: Vec<Site>) -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        let ports = free_ports(count)?;
-        let peers = (1..).zip(&ports).map(|(id, port)| format!("{id}={}", url_of(*port)));
+        let peers = (1..).zip(&sites).map(|(id, site)| format!("{id}={}", site.url()));
         let peers = peers.collect::<Vec<_>>().join(",");
         let mut nodes = Vec::new();
-        for (id, port) in (1..).zip(ports) {
-            nodes.push(ControlNode::start(folder.path(), id, port, &peers).await?);
+        for (id, site) in (1..).zip(sites) {
+            nodes.push(ControlNode::start(folder.path(), id, site, &peers).await?);
         }
         let group = Self { nodes, folder };
         group.leader_at(0, START_MAX).await?;
@@ -116,6 +145,42 @@ impl ControlGroup {
         self.leader(at).await?.context("the leader was lost again at once")
     }
 
+    /// Waits until all of these nodes name the same leader, and gives it with the term in which it leads.
+    ///
+    /// # Errors
+    /// When they do not `within` that time.
+    pub async fn agreed(&self, nodes: &[usize], within: Duration) -> Result<(usize, u64)> {
+        let agreed = std::cell::Cell::new(None);
+        let what = format!("the nodes at {nodes:?} agree on a leader");
+        eventually(&what, within, async || {
+            let mut seen = BTreeSet::new();
+            for at in nodes {
+                let status = self.client(*at)?.status().await?;
+                seen.insert((status.leader, status.term));
+            }
+            let [(leader, term)] = seen.iter().copied().collect::<Vec<_>>()[..] else {
+                bail!("leaders and terms are {seen:?}");
+            };
+            agreed.set(usize::try_from(leader)?.checked_sub(1).map(|leader| (leader, term)));
+            Ok(agreed.get().is_some())
+        })
+        .await?;
+        agreed.get().context("nobody leads")
+    }
+
+    /// A client of the node `at` alone.
+    ///
+    /// # Errors
+    /// When its URL cannot be used.
+    pub fn client(&self, at: usize) -> Result<ControlClient> {
+        Ok(ControlClient::new(&[&self.nodes[at].url])?)
+    }
+
+    /// All nodes but the one `at`.
+    pub fn others(&self, at: usize) -> Vec<usize> {
+        (0..self.nodes.len()).filter(|node| *node != at).collect()
+    }
+
     /// Waits until the node `at` has applied all that the node `ahead` had when this was called.
     ///
     /// # Errors
@@ -133,21 +198,27 @@ impl ControlGroup {
     pub async fn restart(&mut self, at: usize) -> Result<()> {
         let node = &mut self.nodes[at];
         node.process.crash()?; // frees the port, if it still ran
-        node.process = Process::start(self.folder.path(), &node.name, &node.arguments)?;
+        let host = node.site.host.as_ref();
+        node.process = Process::start_on(host, self.folder.path(), &node.name, &node.arguments)?;
         node.process.addresses().await?;
         Ok(())
     }
 
-    /// Starts a role that follows this group, and gives its address.
+    /// Starts a role that follows this group, on a host or on this machine, and gives its address.
     ///
     /// # Errors
     /// When it does not come up.
-    pub async fn start_role(&self, name: &str, arguments: &[&str]) -> Result<(Process, String)> {
-        let urls = self.urls().join(",");
-        let arguments = arguments.iter().chain(&["--listen", "127.0.0.1:0", "--control"]);
-        let mut arguments: Vec<String> = arguments.map(|word| (*word).to_owned()).collect();
-        arguments.push(urls);
-        let mut process = Process::start(self.folder.path(), name, &arguments)?;
+    pub async fn start_role(
+        &self,
+        host: Option<&Host>,
+        name: &str,
+        arguments: &[&str],
+    ) -> Result<(Process, String)> {
+        let address = host.map_or(Ipv4Addr::LOCALHOST, Host::address);
+        let mut arguments: Vec<String> = arguments.iter().map(|word| (*word).to_owned()).collect();
+        arguments.extend(["--listen".to_owned(), format!("{address}:0")]);
+        arguments.extend(["--control".to_owned(), self.urls().join(",")]);
+        let mut process = Process::start_on(host, self.folder.path(), name, &arguments)?;
         let addresses = process.addresses().await?;
         let address = addresses["listen"].as_str().context("no address in the ready file")?;
         Ok((process, address.to_owned()))
@@ -162,11 +233,11 @@ fn node_id(node: usize) -> f64 {
 // === impl ControlNode ===
 
 impl ControlNode {
-    async fn start(folder: &Path, id: u32, port: u16, peers: &str) -> Result<Self> {
+    async fn start(folder: &Path, id: u32, site: Site, peers: &str) -> Result<Self> {
         let name = format!("control-{id}");
         let data = folder.join(&name).display().to_string();
-        let (id, listen) = (id.to_string(), format!("127.0.0.1:{port}"));
-        let metrics = format!("127.0.0.1:{}", free_ports(1)?[0]);
+        let id = id.to_string();
+        let (listen, metrics) = (site.listen.to_string(), site.metrics.to_string());
         let mut arguments = vec!["control", "--node-id", &id, "--peers", peers];
         arguments.extend(["--listen", &listen, "--metrics-listen", &metrics]);
         arguments.extend(["--data-dir", &data]);
@@ -174,10 +245,10 @@ impl ControlNode {
             arguments.push("--bootstrap");
         }
         let arguments: Vec<String> = arguments.into_iter().map(ToOwned::to_owned).collect();
-        let mut process = Process::start(folder, &name, &arguments)?;
+        let mut process = Process::start_on(site.host.as_ref(), folder, &name, &arguments)?;
         process.addresses().await?;
         let metrics = Client::new(&format!("http://{metrics}"));
-        Ok(Self { process, url: url_of(port), metrics, name, arguments })
+        Ok(Self { process, url: site.url(), metrics, name, arguments, site })
     }
 
     /// The index of the last entry that the node applied.
@@ -189,8 +260,18 @@ impl ControlNode {
     }
 }
 
-fn url_of(port: u16) -> String {
-    format!("http://127.0.0.1:{port}")
+// === impl Site ===
+
+impl Site {
+    fn new(host: Option<Host>, [listen, metrics]: [u16; 2]) -> Self {
+        let address = IpAddr::from(host.as_ref().map_or(Ipv4Addr::LOCALHOST, Host::address));
+        let [listen, metrics] = [listen, metrics].map(|port| SocketAddr::new(address, port));
+        Self { host, listen, metrics }
+    }
+
+    fn url(&self) -> String {
+        format!("http://{}", self.listen)
+    }
 }
 
 /// Ports that nobody listens on now, each given out once by this process.

@@ -10,6 +10,8 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
+use crate::network::Host;
+
 /// How long a process may take to load the model and listen, on a busy machine and without optimisation.
 pub const START_MAX: Duration = Duration::from_secs(60);
 /// Between two looks at a file or a child: short against what is waited for.
@@ -52,13 +54,28 @@ impl Process {
     /// # Errors
     /// When the process cannot be started.
     pub fn start(folder: &Path, name: &str, arguments: &[String]) -> Result<Self> {
+        Self::start_on(None, folder, name, arguments)
+    }
+
+    /// As [`Self::start`], on a host of a network, or on this machine.
+    ///
+    /// # Errors
+    /// When the process cannot be started.
+    pub fn start_on(
+        host: Option<&Host>,
+        folder: &Path,
+        name: &str,
+        arguments: &[String],
+    ) -> Result<Self> {
         let log = folder.join(format!("{name}.log"));
         let ready_file = folder.join(format!("{name}.ready"));
         if ready_file.exists() {
             std::fs::remove_file(&ready_file)?; // of the process that this one replaces
         }
         let output = File::options().create(true).append(true).open(&log)?;
-        let child = Command::new(phalanx_binary()?)
+        let program = phalanx_binary()?;
+        let child = host
+            .map_or_else(|| Command::new(&program), |host| host.command(&program))
             .args(arguments)
             .arg("--ready-file")
             .arg(&ready_file)

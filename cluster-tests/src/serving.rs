@@ -10,6 +10,7 @@ use tokio::task::JoinHandle;
 use crate::check::{eventually, serves};
 use crate::client::Client;
 use crate::control_group::ControlGroup;
+use crate::network::Host;
 use crate::process::{Process, START_MAX};
 
 /// A worker with the demo model and a router, a process each.
@@ -38,8 +39,17 @@ impl Serving {
     /// # Errors
     /// When they do not come up.
     pub async fn start(group: &ControlGroup) -> Result<Self> {
-        let (worker, _address) = group.start_role("worker", &["worker"]).await?;
-        let (router, address) = group.start_role("router", &["router"]).await?;
+        Self::start_on(None, group).await
+    }
+
+    /// As [`Self::start`], the worker and the router on hosts of their own, if there are some.
+    ///
+    /// # Errors
+    /// When they do not come up.
+    pub async fn start_on(hosts: Option<[&Host; 2]>, group: &ControlGroup) -> Result<Self> {
+        let [worker, router] = hosts.map_or([None; 2], |hosts| hosts.map(Some));
+        let (worker, _address) = group.start_role(worker, "worker", &["worker"]).await?;
+        let (router, address) = group.start_role(router, "router", &["router"]).await?;
         let client = Client::new(&address);
         eventually("the router is ready", START_MAX, async || {
             Ok(client.get("/health/ready").await?.status == 200)

@@ -29,7 +29,7 @@ async fn a_killed_leader_fails_no_request_and_another_takes_writes_within_second
     })
     .await?;
     // A registration is a write. The new worker knows the dead node, too.
-    let second = group.start_role("worker-2", &["worker"]).await?;
+    let second = group.start_role(None, "worker-2", &["worker"]).await?;
     serving.workers_up(2.0).await?;
     ensure!(requests.end().await? > 0, "no request was served");
     let after = group.constitution()?;

@@ -37,7 +37,7 @@ impl pb::control_server::Control for Node {
         let Some(view) = self.shows.clone() else {
             return Err(to_status(&Fault::new(FaultCode::Unavailable, "this node is behind")));
         };
-        let event = phalanx_proto::change::WatchEvent::Snapshot(view);
+        let event = WatchEvent::Snapshot(view);
         let first = tokio_stream::once(Ok(event.into()));
         Ok(Response::new(Box::pin(first.chain(tokio_stream::pending()))))
     }
@@ -179,4 +179,5 @@ async fn without_any_node_the_view_and_its_age_come_from_the_file() {
     let (url, _) = node(Some(view(3, 1))).await;
     let restored = follow(&[&url], Some(path));
     reaches(&restored, &view(3, 1)).await;
+    assert!(restored.staleness() >= hour, "what a node shows first vouches for nothing");
 }
