@@ -48,6 +48,8 @@ bench: ## Run the benchmarks: tables on the terminal, JSON in bench/results
 	cargo build --release --locked --bin phalanx
 	cargo bench --locked --package phalanx-cluster-tests --bench router -- \
 		--out $(CURDIR)/bench/results/router.json
+	cargo bench --locked --package phalanx-cluster-tests --bench control -- \
+		--out $(CURDIR)/bench/results/control.json
 
 compose-image: # The binary and what it links to, in an image of its own
 	cargo build --release --locked --bin phalanx
