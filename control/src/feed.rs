@@ -14,6 +14,7 @@
 mod history;
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -22,7 +23,7 @@ use parking_lot::Mutex;
 use phalanx_proto::change::WatchEvent;
 use phalanx_proto::id::{Lineage, MemberId, ViewIndex};
 use phalanx_proto::view::{ClusterView, Member, ViewOp};
-use tokio::sync::watch;
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
 pub(crate) use self::history::Position;
@@ -39,8 +40,8 @@ pub(crate) struct Feed(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     history: Mutex<History>,
-    /// Where the history ends; tells subscribers to look again.
-    end: watch::Sender<Position>,
+    /// Tells subscribers to look again, in the order in which they began to wait.
+    changed: Notify,
     /// Whether the node hears its group.
     vouches: AtomicBool,
 }
@@ -49,7 +50,6 @@ struct Shared {
 #[derive(Debug)]
 pub(crate) struct Subscriber {
     shared: Arc<Shared>,
-    end: watch::Receiver<Position>,
     position: Position,
     ready: VecDeque<WatchEvent>,
     bookmark_at: Instant,
@@ -78,19 +78,14 @@ pub(crate) enum WatchError {
     /// The subscriber was too slow.
     #[error("the watch fell behind the deltas kept, resume it")]
     TooSlow,
-    /// The node is shutting down.
-    #[error("this control node is shutting down")]
-    Closed,
 }
 
 // === impl Feed ===
 
 impl Feed {
     pub(crate) fn new() -> Self {
-        let history = History::default();
-        let (end, _receiver) = watch::channel(history.end());
-        let vouches = AtomicBool::new(false);
-        Self(Arc::new(Shared { history: Mutex::new(history), end, vouches }))
+        let (history, changed, vouches) = (Mutex::default(), Notify::new(), AtomicBool::new(false));
+        Self(Arc::new(Shared { history, changed, vouches }))
     }
 
     /// Says whether the node hears its group, so that its view is the cluster's.
@@ -100,22 +95,19 @@ impl Feed {
 
     /// Moves the feed to `end`; `ops` are what changed there.
     pub(crate) fn publish(&self, end: Position, ops: Vec<ViewOp>) {
-        let mut history = self.0.history.lock();
-        history.push(end, ops);
-        // Under the lock, so that ends are announced in order.
-        self.0.end.send_replace(end);
+        self.0.history.lock().push(end, ops);
+        self.0.changed.notify_waiters();
     }
 
     /// Replaces the whole view: for a snapshot installed.
     pub(crate) fn reset(&self, view: ClusterView) {
-        let mut history = self.0.history.lock();
-        history.reset(view);
-        self.0.end.send_replace(history.end());
+        self.0.history.lock().reset(view);
+        self.0.changed.notify_waiters();
     }
 
     /// How far this node is.
     pub(crate) fn end(&self) -> Position {
-        *self.0.end.borrow()
+        self.0.history.lock().end()
     }
 
     /// A member, if it is one.
@@ -138,12 +130,10 @@ impl Feed {
 
     /// Follows the feed from what the subscriber already has.
     pub(crate) fn subscribe(&self, after: Position) -> Result<Subscriber, WatchError> {
-        let end = self.0.end.subscribe();
-        let known = *end.borrow();
-        if known.lineage == Lineage(0) {
+        let history = self.0.history.lock();
+        if history.end().lineage == Lineage(0) {
             return Err(WatchError::NotFounded);
         }
-        let history = self.0.history.lock();
         let position = history.resume(after)?;
         let vouches = self.0.vouches.load(Ordering::Relaxed);
         if !vouches && matches!(history.after(position), Next::Nothing) {
@@ -152,7 +142,7 @@ impl Feed {
         drop(history);
         let shared = Arc::clone(&self.0);
         let bookmark_at = Instant::now() + BOOKMARK_EVERY;
-        Ok(Subscriber { shared, end, position, ready: VecDeque::new(), bookmark_at })
+        Ok(Subscriber { shared, position, ready: VecDeque::new(), bookmark_at })
     }
 }
 
@@ -161,11 +151,14 @@ impl Feed {
 impl Subscriber {
     /// Waits for the next event: a change at once, else a bookmark when one is due.
     pub(crate) async fn next(&mut self) -> Result<WatchEvent, WatchError> {
+        let shared = Arc::clone(&self.shared);
         loop {
             if let Some(event) = self.ready.pop_front() {
                 return Ok(event);
             }
-            self.end.borrow_and_update();
+            // From here on no change is missed.
+            let mut changed = pin!(shared.changed.notified());
+            changed.as_mut().enable();
             match self.shared.history.lock().after(self.position) {
                 Next::Snapshot(view) => {
                     self.position = Position { lineage: view.lineage, index: view.index };
@@ -181,14 +174,10 @@ impl Subscriber {
                 Next::Nothing => {}
                 Next::Compacted => return Err(WatchError::TooSlow),
             }
-            match timeout_at(self.bookmark_at, self.end.changed()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_closed)) => return Err(WatchError::Closed),
-                Err(_elapsed) => {
-                    self.bookmark_at = Instant::now() + BOOKMARK_EVERY;
-                    if let Some(bookmark) = self.bookmark() {
-                        return Ok(bookmark);
-                    }
+            if timeout_at(self.bookmark_at, changed).await.is_err() {
+                self.bookmark_at = Instant::now() + BOOKMARK_EVERY;
+                if let Some(bookmark) = self.bookmark() {
+                    return Ok(bookmark);
                 }
             }
         }

@@ -31,6 +31,7 @@ pub mod liveness;
 mod node;
 mod peers;
 pub mod placement;
+mod planted;
 mod raft;
 mod readiness;
 mod service;
@@ -41,5 +42,7 @@ pub use self::config::{ConfigError, ControlConfig};
 pub use self::node::{Control, RunError, StartError};
 pub use self::readiness::ControlReadiness;
 
+#[cfg(test)]
+mod simulation;
 #[cfg(test)]
 mod tests;

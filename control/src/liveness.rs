@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use phalanx_proto::id::{Epoch, MemberId};
 
+use crate::planted::{Bug, planted};
+
 /// How long leases last, and how often members are told to renew them.
 #[derive(Clone, Copy, Debug)]
 pub struct Timings {
@@ -85,7 +87,8 @@ impl Leases {
     /// If this was not asked for over half a lease, then it is this process that was asleep, and the
     /// heartbeats sent meanwhile may be waiting unread: everybody gets a whole lease again.
     pub fn expired(&mut self, now: Millis) -> Vec<(MemberId, Epoch)> {
-        let asleep = now.0.saturating_sub(self.asked.0) > self.ttl_ms / 2;
+        let asleep =
+            now.0.saturating_sub(self.asked.0) > self.ttl_ms / 2 && !planted(Bug::LeaseNotRearmed);
         self.asked = now;
         if asleep {
             let ends = self.end_from(now);

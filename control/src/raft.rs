@@ -32,6 +32,11 @@ pub(crate) use self::server::{RaftService, check};
 use crate::command::Command;
 use crate::state::Reply;
 
+#[cfg(test)]
+use crate::simulation::runtime::SeededRuntime as Runtime;
+#[cfg(not(test))]
+use openraft::impls::TokioRuntime as Runtime;
+
 openraft::declare_raft_types!(
     /// The library's parameters. One leader per term, so that a term names its leader.
     pub(crate) Types:
@@ -40,6 +45,7 @@ openraft::declare_raft_types!(
         NodeId = u64,
         Node = openraft::BasicNode,
         LeaderId = openraft::impls::leader_id_std::LeaderId<u64, u64>,
+        AsyncRuntime = Runtime,
 );
 
 type LogId = openraft::type_config::alias::LogIdOf<Types>;

@@ -7,6 +7,7 @@ use phalanx_proto::view::{ClusterView, ViewDelta, ViewOp};
 use phalanx_proto::wire::view_op_bytes;
 
 use super::WatchError;
+use crate::planted::{Bug, planted};
 
 /// How many deltas are kept. At 50 changes a second, a burst, a watcher may be away for over six minutes
 /// and still resume without a snapshot.
@@ -93,13 +94,17 @@ impl History {
 
     /// Where a subscriber that has `after` begins; the default position when it needs a snapshot.
     pub(super) fn resume(&self, after: Position) -> Result<Position, WatchError> {
-        if after.lineage != self.view.lineage {
+        let ignored = planted(Bug::LineageIgnored) && after.lineage != Lineage(0);
+        if after.lineage != self.view.lineage && !ignored {
             return Ok(Position::default());
         }
         if after.index > self.view.index {
             return Err(WatchError::Behind { after: after.index, end: self.view.index });
         }
-        Ok(if after.index < self.floor { Position::default() } else { after })
+        let skipped = u64::from(planted(Bug::WatchOffByOne) && after.index < self.view.index);
+        let (lineage, index) = (self.view.lineage, ViewIndex(after.index.0 + skipped));
+        let from = Position { lineage, index };
+        Ok(if after.index < self.floor { Position::default() } else { from })
     }
 
     pub(super) fn after(&self, position: Position) -> Next {

@@ -261,6 +261,30 @@ impl Consensus {
         self.checkpoints.lock().compared().0
     }
 
+    /// The state as it is applied, for tests; none once Raft has ended.
+    #[cfg(test)]
+    pub(crate) async fn state(&self) -> Option<crate::state::State> {
+        let read = self.raft.with_state_machine(|machine| {
+            let state = machine.state().clone();
+            Box::pin(async move { state })
+        });
+        read.await.ok()
+    }
+
+    /// Begins to snapshot the state and drop the log, if Raft runs.
+    #[cfg(test)]
+    pub(crate) async fn try_compact(&self) {
+        let snapshot = |metrics: &RaftMetrics<Types>| metrics.snapshot.map(|id| id.index);
+        let before = snapshot(&self.raft.metrics().borrow_watched());
+        let wait = self.raft.wait(Some(PROPOSE_WAIT_MAX));
+        if self.raft.trigger().snapshot().await.is_ok()
+            && let Ok(metrics) = wait.metrics(|it| snapshot(it) > before, "snapshot").await
+            && let Some(index) = snapshot(&metrics)
+        {
+            let _ended = self.raft.trigger().purge_log(index).await;
+        }
+    }
+
     /// Snapshots the state and drops the log up to there; gives that index.
     #[cfg(test)]
     pub(crate) async fn compact(&self) -> u64 {

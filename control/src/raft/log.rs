@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::{Entry, LogId, Types, Vote, convert};
+use crate::planted::{Bug, planted};
 use crate::store::writer::WriteQueue;
 use crate::store::{LogWrite, StoredLog};
 
@@ -101,6 +102,10 @@ impl RaftLogStorage<Types> for Log {
         let entries: Vec<Entry> = entries.into_iter().collect();
         let records = entries.iter().map(convert::entry_record).collect();
         self.cache.0.lock().entries.extend(entries.into_iter().map(|entry| (entry.index(), entry)));
+        if planted(Bug::AckBeforeSync) {
+            callback.io_completed(Ok(()));
+            return self.queue.write(LogWrite::Append(records), Box::new(|_result| {})).await;
+        }
         let done = Box::new(move |result| callback.io_completed(result));
         self.queue.write(LogWrite::Append(records), done).await
     }

@@ -15,6 +15,7 @@ use crate::checkpoint::{Checkpoints, DriftError};
 use crate::command::Command;
 use crate::feed::{Feed, Position};
 use crate::host::{Host, off_the_runtime};
+use crate::planted::{Bug, planted};
 use crate::state::{Reply, State};
 use crate::store::StoreError;
 use crate::store::record::{STATE, decode, encode};
@@ -87,6 +88,12 @@ impl Machine {
         }
         let (reply, ops) = match entry.payload {
             EntryPayload::Normal(command) => {
+                let command = match command {
+                    Command::Submit { change, .. } if planted(Bug::DedupSkipped) => {
+                        Command::Internal(change)
+                    }
+                    command => command,
+                };
                 let outcome = self.state.apply(index, &command);
                 (outcome.reply, outcome.ops)
             }
@@ -142,7 +149,9 @@ impl RaftStateMachine<Types> for Machine {
         let state: State = decode(STATE, &body)?;
         let snapshot = snapshot_of(&state, meta, body);
         write(&*self.host, self.folder.clone(), snapshot).await?;
-        self.feed.reset(state.view().clone());
+        if !planted(Bug::SnapshotUnannounced) {
+            self.feed.reset(state.view().clone());
+        }
         self.state = state;
         self.checkpoints.lock().restored();
         self.applied = meta.last_log_id;

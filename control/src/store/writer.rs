@@ -31,8 +31,8 @@ pub(crate) struct WriteQueue(mpsc::Sender<Job>);
 #[derive(Debug)]
 pub(crate) struct WriterThread(JoinHandle<()>);
 
-struct Job {
-    write: LogWrite,
+pub(crate) struct Job {
+    pub(crate) write: LogWrite,
     /// None: the write may wait for the next one that somebody waits for.
     done: Option<Done>,
 }
@@ -48,14 +48,20 @@ pub(crate) fn start<S>(store: S) -> Result<(WriteQueue, WriterThread), StoreErro
 where
     S: LogStore,
 {
-    let (sender, receiver) = mpsc::channel(QUEUE_MAX);
+    let (queue, receiver) = queue();
     let thread = thread::Builder::new()
         .name("log-writer".to_owned())
-        .spawn(move || Writer { store, failure: None }.run(receiver))
+        .spawn(move || Writer::new(store).run(receiver))
         .map_err(|source| {
             file_error("start the thread that writes", Path::new("the log"), source)
         })?;
-    Ok((WriteQueue(sender), WriterThread(thread)))
+    Ok((queue, WriterThread(thread)))
+}
+
+/// A queue, and where its writes come out.
+pub(crate) fn queue() -> (WriteQueue, mpsc::Receiver<Job>) {
+    let (sender, receiver) = mpsc::channel(QUEUE_MAX);
+    (WriteQueue(sender), receiver)
 }
 
 // === impl WriteQueue ===
@@ -87,17 +93,24 @@ impl WriterThread {
     }
 }
 
-struct Writer<S> {
+/// Writes batches, until one fails.
+#[derive(Debug)]
+pub(crate) struct Writer<S> {
     store: S,
     failure: Option<String>,
+    /// The latest write that nobody waits for, to go along with the next one.
+    lazy: Option<LogWrite>,
 }
 
 impl<S> Writer<S>
 where
     S: LogStore,
 {
+    pub(crate) const fn new(store: S) -> Self {
+        Self { store, failure: None, lazy: None }
+    }
+
     fn run(mut self, mut queue: mpsc::Receiver<Job>) {
-        let mut lazy: Option<LogWrite> = None;
         while let Some(first) = queue.blocking_recv() {
             let mut jobs = vec![first];
             while jobs.len() < BATCH_MAX {
@@ -106,9 +119,9 @@ where
                     Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
                 }
             }
-            self.write(jobs, &mut lazy);
+            self.write(jobs);
         }
-        if let Some(write) = lazy
+        if let Some(write) = self.lazy.take()
             && let Err(error) = self.commit(&[write])
         {
             tracing::warn!(error = chain(&error), "cannot write the last commit position");
@@ -116,7 +129,7 @@ where
     }
 
     /// Writes the batch in order. The latest lazy write goes along, or waits when there is nothing else.
-    fn write(&mut self, jobs: Vec<Job>, lazy: &mut Option<LogWrite>) {
+    pub(crate) fn write(&mut self, jobs: Vec<Job>) {
         let mut writes = Vec::with_capacity(jobs.len() + 1);
         let mut waiting = Vec::with_capacity(jobs.len());
         for job in jobs {
@@ -125,13 +138,13 @@ where
                     writes.push(job.write);
                     waiting.push(done);
                 }
-                None => *lazy = Some(job.write),
+                None => self.lazy = Some(job.write),
             }
         }
         if waiting.is_empty() {
             return;
         }
-        writes.extend(lazy.take());
+        writes.extend(self.lazy.take());
         let failure = self.commit(&writes).err().map(|error| chain(&error));
         for done in waiting {
             done(failure.as_ref().map_or(Ok(()), |text| Err(io::Error::other(text.clone()))));
