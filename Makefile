@@ -19,7 +19,7 @@ serve: ## Build if needed, and serve the demo model on http://127.0.0.1:8080
 	exec target/release/phalanx serve $(ARGS)
 
 test: test-tools ## Install what the tests need, then run every test (what CI runs)
-	cargo build --locked --bin phalanx
+	cargo build --locked --workspace --bin phalanx --tests # in one go: the tests' features are the binary's
 	if cargo nextest --version >/dev/null 2>&1; then \
 		cargo nextest run --locked --workspace; \
 	else \
