@@ -11,8 +11,11 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::StreamExt as _;
+use parking_lot::Mutex;
 use phalanx_chassis::control_client::{ControlClient, Registered};
 use phalanx_chassis::drain::{self, DrainTrigger, Phase};
 use phalanx_chassis::metrics::Metrics;
@@ -95,20 +98,14 @@ fn alias(writer: usize, sequence: u64) -> Change {
 /// Fills the node's log up to [`ENTRIES`].
 async fn fill(client: &ControlClient) {
     client.read_view(WAIT_MAX).await.unwrap();
-    let mut members: Vec<Registered> = Vec::new();
-    for member in 0..MEMBERS {
-        members.push(client.register(registration(member)).await.unwrap());
-    }
-    let beating = client.clone();
-    let beats = tokio::spawn(async move {
-        let mut beat = tokio::time::interval(BEAT_EVERY);
-        loop {
-            beat.tick().await;
-            for Registered { member_id, epoch, .. } in &members {
-                beating.heartbeat(*member_id, *epoch).await.unwrap();
-            }
-        }
+    let members = Arc::<Mutex<Vec<Registered>>>::default();
+    // From the first member on: to register them all may take longer than a lease.
+    let beats = tokio::spawn(beat(client.clone(), Arc::clone(&members)));
+    let registering = futures::stream::iter(0..MEMBERS).for_each_concurrent(WRITERS, async |at| {
+        let registered = client.register(registration(at)).await.unwrap();
+        members.lock().push(registered);
     });
+    registering.await;
     let written = client.status().await.unwrap().last_applied;
     let each = (ENTRIES - written) / u64::try_from(WRITERS).unwrap();
     let mut writers = JoinSet::new();
@@ -123,6 +120,22 @@ async fn fill(client: &ControlClient) {
     }
     while writers.join_next().await.is_some_and(|written| written.is_ok()) {}
     beats.abort();
+}
+
+/// Keeps every member alive.
+async fn beat(client: ControlClient, members: Arc<Mutex<Vec<Registered>>>) {
+    let mut beat = tokio::time::interval(BEAT_EVERY);
+    loop {
+        beat.tick().await;
+        let now = members.lock().clone();
+        let beats = futures::stream::iter(now).for_each_concurrent(
+            WRITERS,
+            async |Registered { member_id, epoch, .. }| {
+                client.heartbeat(member_id, epoch).await.unwrap();
+            },
+        );
+        beats.await;
+    }
 }
 
 /// The last entry in the latest snapshot, and the file's size.
