@@ -49,7 +49,8 @@ pub struct Standing {
 #[derive(Debug)]
 pub struct Announcer {
     control: ControlClient,
-    registration: Registration,
+    /// Read anew for each registration.
+    registration: watch::Sender<Registration>,
     standing: watch::Sender<Standing>,
     drain: Drain,
 }
@@ -83,12 +84,13 @@ impl Default for Standing {
 impl Announcer {
     /// Will announce `registration` to `control`; `drain` says when the process leaves.
     pub fn new(control: ControlClient, registration: Registration, drain: Drain) -> Self {
+        let registration = watch::Sender::new(registration);
         Self { control, registration, standing: watch::Sender::default(), drain }
     }
 
-    /// What is announced.
-    pub const fn registration(&self) -> &Registration {
-        &self.registration
+    /// What is announced. A change of it is said with the next registration, if one is needed.
+    pub fn registration(&self) -> watch::Sender<Registration> {
+        self.registration.clone()
     }
 
     /// What control says of the process, as it changes.
@@ -133,10 +135,12 @@ impl Announcer {
         let seed = u64::from(std::process::id());
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX, seed);
         loop {
-            match self.control.register(self.registration.clone()).await {
+            let registration = self.registration.borrow().clone();
+            let address = registration.address.clone();
+            match self.control.register(registration).await {
                 Ok(registered) => {
                     let (member, epoch) = (registered.member_id, registered.epoch);
-                    info!(%member, %epoch, address = self.registration.address, "registered");
+                    info!(%member, %epoch, address, "registered");
                     self.stand(Standing { epoch, state: MemberState::Ready });
                     return registered;
                 }
@@ -220,7 +224,8 @@ impl Announcer {
 
     /// Submits a command of this process; the instance names them.
     async fn say(&self, sequence: u64, change: Change) -> Result<(), Fault> {
-        let said = self.control.submit(&self.registration.instance, sequence, change);
+        let instance = self.registration.borrow().instance.clone();
+        let said = self.control.submit(&instance, sequence, change);
         match timeout(GOODBYE_WAIT_MAX, said).await {
             Ok(said) => said.map(|_index| ()),
             Err(_elapsed) => {

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use phalanx_chassis::config::{ConfigFault, Resolved, Setting};
 use phalanx_router::RouterConfig;
+use phalanx_worker::RawWorker;
 
 use crate::model_folder::ModelFolder;
 use crate::{router, settings, worker};
@@ -36,12 +37,20 @@ pub(crate) fn of_router(resolved: &Resolved) -> Vec<ConfigFault> {
 
 /// One worker.
 pub(crate) fn of_worker(resolved: &Resolved) -> Vec<ConfigFault> {
-    // What is not named is found when the worker starts; until then the current folder stands for it.
-    let model = ModelFolder {
-        path: PathBuf::from(resolved.text(&settings::WORKER_MODEL).unwrap_or(".")),
-        name: resolved.text(&settings::WORKER_MODEL_NAME).unwrap_or("model").to_owned(),
+    let raw = worker::raw_alone(resolved);
+    let (path, name) = (
+        resolved.text(&settings::WORKER_MODEL).map(PathBuf::from),
+        resolved.text(&settings::WORKER_MODEL_NAME).map(str::to_owned),
+    );
+    let raw = if raw.models.is_some() {
+        RawWorker { model: path, model_name: name, ..raw }
+    } else {
+        // What is not named is found when the worker starts; until then the current folder stands for it.
+        let path = path.unwrap_or_else(|| PathBuf::from("."));
+        let name = name.unwrap_or_else(|| "model".to_owned());
+        worker::with_model(raw, &ModelFolder { path, name })
     };
-    let errors = worker::raw_alone(resolved, &model).validate().err().unwrap_or_default();
+    let errors = raw.validate().err().unwrap_or_default();
     let fault = |key, expected: &str| fault(resolved, ("worker", key), expected);
     errors.iter().filter_map(|error| fault(error.key, &error.expected)).collect()
 }

@@ -81,7 +81,7 @@ async fn start_all(
             control: control_urls.to_vec(),
             listen: Some("127.0.0.1:0".to_owned()),
             threads: Some(threads),
-            ..worker::raw(resolved, model)
+            ..worker::with_model(worker::raw(resolved), model)
         };
         let Some((worker, _)) = worker::start(roles, raw, &worker_metrics).await? else {
             return Ok(None);

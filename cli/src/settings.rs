@@ -72,6 +72,8 @@ settings! {
         "The model: a Hugging Face folder (default: models/demo-llm)";
     WORKER_MODEL_NAME = [worker] model_name: Kind::Text, None,
         "The name that clients ask for (default: the folder's name)";
+    WORKER_MODELS = [worker] models: Kind::Path, None,
+        "A folder of model folders, in place of --model: the control plane says which of them to serve";
     WORKER_COUNT = [worker] workers: Kind::Integer { min: 1, max: 64 }, Some("1"),
         "How many workers serve runs; the threads are divided among them";
     WORKER_THREADS = [worker] threads: Kind::Integer { min: 1, max: 1024 }, None,
@@ -182,6 +184,7 @@ pub(crate) fn worker() -> Vec<&'static Setting> {
         &WORKER_ZONE,
         &WORKER_MODEL,
         &WORKER_MODEL_NAME,
+        &WORKER_MODELS,
         &WORKER_THREADS,
         &METRICS_LISTEN,
         &READY_FILE,

@@ -1,6 +1,7 @@
-//! `phalanx worker`: one model on this machine.
+//! `phalanx worker`: one model on this machine, its own or one that the control plane chooses.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use phalanx_chassis::config::{Resolved, Setting};
@@ -22,14 +23,19 @@ pub(crate) async fn run(resolved: &Resolved) -> Result<(), Failure> {
     start_logs(resolved)?;
     let mut roles = Roles::new()?;
     let metrics = Metrics::default();
-    let model = ModelFolder::resolve(resolved)?;
-    let raw = raw_alone(resolved, &model);
+    let mut raw = raw_alone(resolved);
+    let mut serves = "what the control plane places here".to_owned();
+    if raw.models.is_none() {
+        let model = ModelFolder::resolve(resolved)?;
+        serves.clone_from(&model.name);
+        raw = with_model(raw, &model);
+    }
     let worker_metrics = WorkerMetrics::register(&metrics);
     let Some((address, readiness)) = start(&mut roles, raw, &worker_metrics).await? else {
         return Ok(());
     };
     let url = format!("http://{address}");
-    tracing::info!(%url, model = model.name, "worker listens");
+    tracing::info!(%url, serves, "worker listens");
     let readiness = Arc::new(move || readiness.check());
     let metrics_url =
         serve_metrics::start((&mut roles, Role::Worker), resolved, metrics, readiness).await?;
@@ -57,27 +63,35 @@ pub(crate) async fn start(
     };
     let Some(worker) = roles.during(bind).await? else { return Ok(None) };
     let (address, readiness) = (worker.local_addr(), worker.readiness());
-    roles.start(Role::Worker, async move { worker.run().await.map_err(|error| chain(&error)) });
+    roles.start(Role::Worker, async move {
+        Box::pin(worker.run()).await.map_err(|error| chain(&error))
+    });
     Ok(Some((address, readiness)))
 }
 
-/// A worker with a process of its own.
-pub(crate) fn raw_alone(resolved: &Resolved, model: &ModelFolder) -> RawWorker {
+/// A worker with a process of its own. Without a pool's folder, the command adds the model.
+pub(crate) fn raw_alone(resolved: &Resolved) -> RawWorker {
     RawWorker {
         control: resolved.list(&settings::WORKER_CONTROL).to_vec(),
         listen: resolved.text(&settings::WORKER_LISTEN).map(str::to_owned),
         advertise: resolved.text(&settings::WORKER_ADVERTISE).map(str::to_owned),
         zone: resolved.text(&settings::WORKER_ZONE).map(str::to_owned),
+        models: resolved.text(&settings::WORKER_MODELS).map(PathBuf::from),
         threads: number(resolved, &settings::WORKER_THREADS),
-        ..raw(resolved, model)
+        ..raw(resolved)
     }
 }
 
-/// What a worker of any command is made of; where it listens and whom it joins are the command's to say.
-pub(crate) fn raw(resolved: &Resolved, model: &ModelFolder) -> RawWorker {
+/// The worker of one model.
+pub(crate) fn with_model(raw: RawWorker, model: &ModelFolder) -> RawWorker {
+    let ModelFolder { path, name } = model.clone();
+    RawWorker { model: Some(path), model_name: Some(name), ..raw }
+}
+
+/// What a worker of any command is made of; where it listens, whom it joins and what it serves are the command's to
+/// say.
+pub(crate) fn raw(resolved: &Resolved) -> RawWorker {
     RawWorker {
-        model: Some(model.path.clone()),
-        model_name: Some(model.name.clone()),
         device: resolved.text(&settings::WORKER_DEVICE).map(str::to_owned),
         tp: resolved.text(&settings::WORKER_TP).and_then(|ranks| ranks.parse().ok()),
         cpu_path: resolved.text(&settings::WORKER_CPU_PATH).map(str::to_owned),

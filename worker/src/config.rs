@@ -34,6 +34,8 @@ pub struct RawWorker {
     pub model: Option<PathBuf>,
     /// The name clients ask for; absent: the folder's.
     pub model_name: Option<String>,
+    /// A folder of model folders, in place of `model`: control says which of them to serve.
+    pub models: Option<PathBuf>,
     /// What the model runs on.
     pub device: Option<String>,
     /// Ranks that share the model by tensor parallelism.
@@ -75,11 +77,27 @@ pub struct WorkerConfig {
     listen: String,
     advertise: Option<String>,
     zone: String,
-    model: PathBuf,
-    model_name: ModelName,
+    source: ModelSource,
     threads: usize,
     cpu_path: CpuPath,
     engine: EngineConfig,
+}
+
+/// Where a worker has its models from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ModelSource {
+    /// It serves one, from the start to the end.
+    Folder {
+        /// The model folder.
+        path: PathBuf,
+        /// The name clients ask for.
+        name: ModelName,
+    },
+    /// It offers its capacity, and serves what it is assigned.
+    Pool {
+        /// Where model NAME is folder NAME.
+        folder: PathBuf,
+    },
 }
 
 // === impl RawWorker ===
@@ -108,21 +126,20 @@ impl RawWorker {
         if tp != 1 {
             faults.add("tp", &tp, &1);
         }
-        let model_name = self.name(&mut faults);
+        let source = self.source(&mut faults);
         let threads = self.threads.unwrap_or_else(cores);
         if !(1..=THREADS_MAX).contains(&threads) {
             faults.add("threads", &threads, &format!("between 1 and {THREADS_MAX}"));
         }
         let cpu_path = self.cpu_path(&mut faults);
         let engine = self.engine(&mut faults);
-        match (engine, self.model) {
-            (Some(engine), Some(model)) if faults.0.is_empty() => Ok(WorkerConfig {
+        match (engine, source) {
+            (Some(engine), Some(source)) if faults.0.is_empty() => Ok(WorkerConfig {
                 control: self.control,
                 listen,
                 advertise: self.advertise,
                 zone: self.zone.unwrap_or_default(),
-                model,
-                model_name: ModelName::from(model_name),
+                source,
                 threads: threads as usize,
                 cpu_path,
                 engine,
@@ -131,15 +148,38 @@ impl RawWorker {
         }
     }
 
-    fn name(&self, faults: &mut Faults) -> String {
-        let Some(folder) = &self.model else {
-            faults.add("model", &"nothing", &"a model folder");
-            return String::new();
-        };
-        if !folder.is_dir() {
-            faults.add("model", &folder.display(), &"an existing folder");
-            return String::new();
+    fn source(&self, faults: &mut Faults) -> Option<ModelSource> {
+        let not_a_folder = |path: &Path| (!path.is_dir()).then(|| path.display().to_string());
+        match (&self.model, &self.models) {
+            (None, None) => {
+                faults.add("model", &"nothing", &"a model folder");
+                None
+            }
+            (Some(_), Some(models)) => {
+                faults.add("models", &models.display(), &"absent when model is given");
+                None
+            }
+            (Some(path), None) => {
+                if let Some(path) = not_a_folder(path) {
+                    faults.add("model", &path, &"an existing folder");
+                    return None;
+                }
+                let name = ModelName::from(self.name(path, faults));
+                Some(ModelSource::Folder { path: path.clone(), name })
+            }
+            (None, Some(folder)) => {
+                if let Some(path) = not_a_folder(folder) {
+                    faults.add("models", &path, &"an existing folder of model folders");
+                }
+                if let Some(name) = &self.model_name {
+                    faults.add("model_name", name, &"absent when models is given");
+                }
+                Some(ModelSource::Pool { folder: folder.clone() })
+            }
         }
+    }
+
+    fn name(&self, folder: &Path, faults: &mut Faults) -> String {
         // `.` and `..` have a name only once they are resolved.
         let of_folder =
             || Some(folder.canonicalize().ok()?.file_name()?.to_string_lossy().into_owned());
@@ -225,14 +265,9 @@ impl WorkerConfig {
         &self.zone
     }
 
-    /// The model folder.
-    pub fn model(&self) -> &Path {
-        &self.model
-    }
-
-    /// The name clients ask for.
-    pub const fn model_name(&self) -> &ModelName {
-        &self.model_name
+    /// Where its models come from.
+    pub const fn source(&self) -> &ModelSource {
+        &self.source
     }
 
     /// CPU threads.
@@ -266,10 +301,24 @@ mod tests {
     #[test]
     fn the_model_is_named_after_its_folder_unless_told_otherwise() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).file_name().unwrap();
-        let config = valid().validate().unwrap();
-        assert_eq!(config.model_name().as_str(), folder.to_str().unwrap());
-        let config = RawWorker { model_name: Some("m".to_owned()), ..valid() }.validate().unwrap();
-        assert_eq!(config.model_name().as_str(), "m");
+        for (given, expected) in [(None, folder.to_str().unwrap()), (Some("m"), "m")] {
+            let raw = RawWorker { model_name: given.map(str::to_owned), ..valid() };
+            let config = raw.validate().unwrap();
+            let ModelSource::Folder { name, .. } = config.source() else { panic!("{config:?}") };
+            assert_eq!(name.as_str(), expected);
+        }
+    }
+
+    #[test]
+    fn a_pool_has_no_model_of_its_own() {
+        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+        let pool = RawWorker { model: None, models: Some(folder.clone()), ..valid() };
+        let config = pool.clone().validate().unwrap();
+        assert_eq!(*config.source(), ModelSource::Pool { folder });
+        let both = RawWorker { model: valid().model, ..pool.clone() };
+        assert_eq!(both.validate().unwrap_err()[0].key, "models");
+        let named = RawWorker { model_name: Some("m".to_owned()), ..pool };
+        assert_eq!(named.validate().unwrap_err()[0].key, "model_name");
     }
 
     #[test]

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Reading order: this file ([`Worker`] composes all), [`config`], [`server`] (gRPC to sequences), [`text`]
-//! (tokens), [`engine`] (who runs in the next step), [`executor`] and [`model`] (how), [`weights`] and [`load`]
-//! (from where), [`metrics`].
+//! (tokens), [`engine`] (who runs in the next step), [`executor`] and [`model`] (how), [`weights`], [`load`] and
+//! `host` (from where), `pool` (which model, when control chooses), [`metrics`].
 //!
 //! Deliberately absent: openraft, HTTP, any knowledge of other workers.
 #![forbid(unsafe_code)]
@@ -16,9 +16,11 @@
 pub mod config;
 pub mod engine;
 pub mod executor;
+mod host;
 pub mod load;
 pub mod metrics;
 pub mod model;
+mod pool;
 mod readiness;
 pub mod server;
 pub mod text;
@@ -30,7 +32,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
 use phalanx_chassis::announce::Announcer;
 use phalanx_chassis::control_client::{ControlClient, ControlUrlError};
 use phalanx_chassis::drain::{Drain, Phase};
@@ -39,29 +40,39 @@ use phalanx_proto::view::{Capacity, MemberRole, ServedModel};
 use tokio::net::TcpListener;
 use tokio::time::sleep;
 
-pub use self::config::{ConfigError, RawWorker, WorkerConfig};
+pub use self::config::{ConfigError, ModelSource, RawWorker, WorkerConfig};
 pub use self::metrics::WorkerMetrics;
 pub use self::readiness::WorkerReadiness;
 
-use self::engine::{EngineHandle, StepObserver};
-use self::load::{LoadOptions, ModelInfo};
+use self::host::{Host, Hosted};
 use self::metrics::WorkerMeter;
-use self::server::{Served, ServiceParts};
-use self::text::{Text, TextError};
+use self::pool::Pool;
+use self::server::{Seat, ServiceParts};
+use self::text::TextError;
 use self::weights::LoadError;
 
 /// How long requests may take to end once they were told to stop: their streams only carry a last word.
 const STOP_WAIT_MAX: Duration = Duration::from_secs(1);
 
-/// A worker that is ready to serve: the address is bound, the model loaded, the engine running.
+/// A worker that is ready to serve: the address is bound, and the model loaded and its engine running, or the
+/// pool waiting for one.
 #[derive(Debug)]
 pub struct Worker {
     listener: TcpListener,
     address: SocketAddr,
     parts: ServiceParts,
     announcer: Announcer,
-    meter: WorkerMeter,
-    engine: RunningEngine,
+    models: Models,
+    engine: EngineGuard,
+}
+
+/// Where the models come from that it serves.
+#[derive(Debug)]
+enum Models {
+    /// The one it was started with; its load is shown for as long as its engine runs.
+    One(WorkerMeter),
+    /// Whatever control assigns.
+    Pool(Box<Pool>),
 }
 
 /// Why a worker cannot start.
@@ -110,19 +121,13 @@ pub enum ServeError {
 
 /// Ends the engine thread when the worker goes, however it goes.
 #[derive(Debug)]
-struct RunningEngine(EngineHandle);
-
-/// A loaded model.
-struct Loaded {
-    text: Text,
-    engine: RunningEngine,
-    info: ModelInfo,
-}
+struct EngineGuard(Seat);
 
 // === impl Worker ===
 
 impl Worker {
-    /// Binds the address, loads the model (with a progress bar on a terminal), and starts the engine.
+    /// Binds the address, loads the model (with a progress bar on a terminal), and starts the engine; a pool
+    /// loads nothing yet.
     ///
     /// # Errors
     /// [`StartError`], naming what is wrong with the address or the model folder.
@@ -136,25 +141,35 @@ impl Worker {
         let address = listener.local_addr().map_err(listen)?;
         let control = ControlClient::new(config.control()).map_err(StartError::Control)?;
         let meter = metrics.meter(address.to_string());
-        let observer = meter.step_observer();
-        let options = config.clone();
-        let loading = tokio::task::spawn_blocking(move || Loaded::from_folder(&options, observer));
-        let Loaded { text, engine, info } =
-            loading.await.map_err(|_panicked| StartError::Interrupted)??;
-        let registration = registration(&config, address, &info);
-        let announcer = Announcer::new(control, registration, drain.clone());
-        let parts = ServiceParts {
-            text: Arc::new(text),
-            engine: engine.0.clone(),
-            served: Served {
-                name: config.model_name().clone(),
-                context_tokens_max: info.context_tokens_max,
-                vocabulary: info.vocab,
-            },
-            standing: announcer.standing(),
-            drain,
+        let seat = Seat::default();
+        let host = Host::new(&config);
+        let announced = registration(&config, address);
+        let announcer = Announcer::new(control.clone(), announced, drain.clone());
+        let registration = announcer.registration();
+        let models = match config.source() {
+            ModelSource::Folder { path, name } => {
+                let loading = host.load(path.clone(), (name.clone(), None), meter.step_observer());
+                let Hosted { seated, model } = loading.await?;
+                seat.take(seated);
+                registration.send_modify(|registration| registration.models = vec![model]);
+                Models::One(meter)
+            }
+            ModelSource::Pool { folder } => {
+                registration.send_modify(|registration| registration.capacity = pool::capacity());
+                Models::Pool(Box::new(Pool::new(pool::Parts {
+                    folder: folder.clone(),
+                    host,
+                    seat: seat.clone(),
+                    meter: Arc::new(meter),
+                    registration,
+                    standing: announcer.standing(),
+                    control,
+                })))
+            }
         };
-        Ok(Self { listener, address, parts, announcer, meter, engine })
+        let parts = ServiceParts { seat, standing: announcer.standing(), drain };
+        let engine = EngineGuard(parts.seat.clone());
+        Ok(Self { listener, address, parts, announcer, models, engine })
     }
 
     /// Where it listens.
@@ -164,12 +179,12 @@ impl Worker {
 
     /// Whether it can be of use, for probes to ask from now on.
     pub fn readiness(&self) -> WorkerReadiness {
-        WorkerReadiness { standing: self.parts.standing.clone(), load: self.engine.0.load() }
+        WorkerReadiness { standing: self.parts.standing.clone(), seat: self.parts.seat.clone() }
     }
 
-    /// What it announces: the model, as routers will know it.
-    pub fn models(&self) -> &[ServedModel] {
-        &self.announcer.registration().models
+    /// What it announces: the model, as routers will know it; a pool has none yet.
+    pub fn models(&self) -> Vec<ServedModel> {
+        self.announcer.registration().borrow().models.clone()
     }
 
     /// Registers and serves until the process drains and the last request is over, or the process stops.
@@ -177,16 +192,19 @@ impl Worker {
     /// # Errors
     /// [`ServeError`] when the server fails.
     pub async fn run(self) -> Result<(), ServeError> {
-        let Self { listener, parts, announcer, meter, engine, .. } = self;
-        let drain = parts.drain.clone();
+        let Self { listener, parts, announcer, models, engine, .. } = self;
+        let (drain, seat) = (parts.drain.clone(), parts.seat.clone());
         let serving = async {
             tokio::select! {
                 served = server::serve(listener, parts) => served.map_err(ServeError::Server),
-                () = stopped(&drain, &engine) => Ok(()),
+                () = stopped(&drain, &engine.0) => Ok(()),
             }
         };
         let gone = async {
-            meter.follow(engine.0.load()).await;
+            match models {
+                Models::One(meter) => meter.follow(seat.load()).await,
+                Models::Pool(pool) => pool.run(&drain).await,
+            }
             if drain.phase() == Phase::Stopping {
                 // It was told to.
                 pending::<()>().await;
@@ -203,68 +221,27 @@ impl Worker {
 
 /// Resolves a while after the process was told to stop: the engine fails what is left, and its streams have
 /// that long to say so.
-async fn stopped(drain: &Drain, engine: &RunningEngine) {
+async fn stopped(drain: &Drain, seat: &Seat) {
     drain.reached(Phase::Stopping).await;
-    engine.0.stop();
+    seat.stop();
     sleep(STOP_WAIT_MAX).await;
 }
 
-fn registration(config: &WorkerConfig, address: SocketAddr, info: &ModelInfo) -> Registration {
+/// What control is told at first: where the worker is, and nothing served or offered yet.
+fn registration(config: &WorkerConfig, address: SocketAddr) -> Registration {
     Registration {
         instance: uuid::Uuid::new_v4().to_string(),
         role: MemberRole::Worker,
         address: config.advertise().map_or_else(|| format!("http://{address}"), str::to_owned),
         zone: config.zone().to_owned(),
-        models: vec![ServedModel {
-            name: config.model_name().clone(),
-            revision: info.revision.clone(),
-            context_tokens_max: info.context_tokens_max,
-            kv_tokens_max: info.kv_tokens_max,
-        }],
+        models: Vec::new(),
         capacity: Capacity::default(),
     }
 }
 
-// === impl Loaded ===
+// === impl EngineGuard ===
 
-impl Loaded {
-    fn from_folder(config: &WorkerConfig, observer: StepObserver) -> Result<Self, StartError> {
-        // The text side first: it is quick, and a bad template should not cost a minute of loading.
-        let text = Text::load(config.model()).map_err(StartError::Text)?;
-        let bar = progress_bar(config.model_name().as_str());
-        let options = LoadOptions {
-            folder: config.model().to_owned(),
-            engine: config.engine().clone(),
-            threads: config.threads(),
-            cpu_path: config.cpu_path(),
-        };
-        let loaded = load::load(&options, observer, &mut |placed, layers| {
-            bar.set_length(layers as u64);
-            bar.set_position(placed as u64);
-        });
-        bar.finish_and_clear();
-        let (engine, info) = loaded.map_err(StartError::Load)?;
-        let engine = RunningEngine(engine);
-        match text.end_tokens().iter().find(|&&id| id >= info.vocab) {
-            Some(&id) => Err(StartError::EndToken { id, vocabulary: info.vocab }),
-            None => Ok(Self { text, engine, info }),
-        }
-    }
-}
-
-/// On stderr, and only when that is a terminal.
-fn progress_bar(model: &str) -> ProgressBar {
-    let bar = ProgressBar::new(0).with_message(format!("loading {model}"));
-    // A template that does not parse leaves the plain bar.
-    match ProgressStyle::with_template("{msg} {bar:30} {pos}/{len} layers") {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
-    }
-}
-
-// === impl RunningEngine ===
-
-impl Drop for RunningEngine {
+impl Drop for EngineGuard {
     fn drop(&mut self) {
         self.0.stop();
     }

@@ -24,6 +24,8 @@ use crate::weights::{LoadError, WeightSource, Weights};
 pub struct LoadOptions {
     /// The Hugging Face folder.
     pub folder: PathBuf,
+    /// The only revision to accept; none: whatever the folder holds.
+    pub revision: Option<Revision>,
     /// The engine's limits.
     pub engine: EngineConfig,
     /// Threads that compute.
@@ -66,12 +68,17 @@ pub fn load(
     let folder = &options.folder;
     let config = ModelConfig::load(folder)?;
     let weights = Weights::open(folder)?;
+    let revision = revision(folder, &weights)?;
+    if let Some(wanted) = options.revision.as_ref().filter(|wanted| **wanted != revision) {
+        let (folder, wanted) = (folder.clone(), wanted.clone());
+        return Err(LoadError::Revision { folder, found: revision, wanted });
+    }
     let backend = Cpu::new(options.threads, options.cpu_path);
     let solo = RankParts { backend, shard: Shard::SOLO, collective: Solo };
     let (rank, blocks) = place(&config, &weights, solo, &options.engine, progress)?;
     let kv_tokens_max = blocks * BLOCK_TOKENS;
     let info = ModelInfo {
-        revision: revision(folder, &weights)?,
+        revision,
         vocab: as_u32(config.vocab),
         context_tokens_max: as_u32(config.context_tokens_max.min(kv_tokens_max)),
         kv_tokens_max: kv_tokens_max as u64,

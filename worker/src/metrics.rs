@@ -97,25 +97,34 @@ impl WorkerMeter {
         })
     }
 
-    /// Shows the engine's load until the engine is gone.
+    /// Shows the engine's load until the engine is gone, and then none.
     pub(crate) async fn follow(&self, mut load: watch::Receiver<EngineLoad>) {
+        let before = self.totals();
         loop {
             let now = *load.borrow_and_update();
-            self.show(&now);
+            self.show(&now, before);
             if load.changed().await.is_err() {
-                return;
+                return self.show(&EngineLoad::default(), before);
             }
         }
     }
 
-    fn show(&self, load: &EngineLoad) {
+    /// Preemptions and steps of all engines so far.
+    fn totals(&self) -> (u64, u64) {
+        let Self { families, labels } = self;
+        let preemptions = families.preemptions.get_or_create(labels).get();
+        (preemptions, families.steps.get_or_create(labels).get())
+    }
+
+    /// Shows `load` of an engine before which there were as many preemptions and steps as `before` says.
+    fn show(&self, load: &EngineLoad, before: (u64, u64)) {
         let Self { families, labels } = self;
         families.running.get_or_create(labels).set(load.running.into());
         families.waiting.get_or_create(labels).set(load.waiting.into());
         families.kv_blocks_free.get_or_create(labels).set(load.kv_blocks_free.into());
         families.kv_blocks_total.get_or_create(labels).set(load.kv_blocks_total.into());
-        raise(&families.preemptions.get_or_create(labels), load.preemptions_total);
-        raise(&families.steps.get_or_create(labels), load.steps_total);
+        raise(&families.preemptions.get_or_create(labels), before.0 + load.preemptions_total);
+        raise(&families.steps.get_or_create(labels), before.1 + load.steps_total);
     }
 }
 
@@ -150,9 +159,9 @@ mod tests {
         let families = WorkerMetrics::register(&metrics);
         let (first, second) = (families.meter("a".to_owned()), families.meter("b".to_owned()));
         let load = EngineLoad { running: 3, steps_total: 9, ..EngineLoad::default() };
-        first.show(&load);
-        first.show(&load);
-        second.show(&EngineLoad::default());
+        first.show(&load, (0, 0));
+        first.show(&load, (0, 0));
+        second.show(&EngineLoad::default(), (0, 0));
         let times = Duration::from_millis(3);
         let report = StepReport { rows: 1, draws: 1, executor: times, engine: times };
         first.step_observer()(report);

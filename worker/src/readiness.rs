@@ -3,26 +3,26 @@
 use phalanx_chassis::announce::Standing;
 use tokio::sync::watch;
 
-use crate::engine::EngineLoad;
+use crate::server::Seat;
 
 /// A look at a worker from outside.
 #[derive(Clone, Debug)]
 pub struct WorkerReadiness {
     pub(crate) standing: watch::Receiver<Standing>,
-    pub(crate) load: watch::Receiver<EngineLoad>,
+    pub(crate) seat: Seat,
 }
 
 // === impl WorkerReadiness ===
 
 impl WorkerReadiness {
-    /// Whether the engine runs and control has registered the worker at least once: control may go, and the
-    /// worker serves on.
+    /// Whether the engine runs, if there is a model, and control has registered the worker at least once: control
+    /// may go, and the worker serves on.
     ///
     /// # Errors
     /// What is missing.
     pub fn check(&self) -> Result<(), &'static str> {
         // The engine owns the other end, and drops it when it ends.
-        if self.load.has_changed().is_err() {
+        if self.seat.load().has_changed().is_err() {
             return Err("engine stopped");
         }
         if !self.standing.borrow().is_registered() {
@@ -34,17 +34,30 @@ impl WorkerReadiness {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
     use phalanx_proto::id::Epoch;
 
     use super::*;
+    use crate::engine::{EngineHandle, EngineLoad};
+    use crate::server::{Seated, Served};
+    use crate::text::Text;
 
-    #[test]
-    fn a_worker_is_ready_once_registered_and_as_long_as_its_engine_runs() {
+    #[tokio::test]
+    async fn a_worker_is_ready_once_registered_and_as_long_as_its_engine_runs() {
         let (standing, load) =
             (watch::Sender::new(Standing::default()), watch::Sender::new(EngineLoad::default()));
-        let readiness = WorkerReadiness { standing: standing.subscribe(), load: load.subscribe() };
+        let seat = Seat::default();
+        let readiness = WorkerReadiness { standing: standing.subscribe(), seat: seat.clone() };
         assert_eq!(readiness.check(), Err("not registered"));
         standing.send_modify(|standing| standing.epoch = Epoch(7));
+        assert_eq!(readiness.check(), Ok(()), "without a model, as in a pool");
+        let (mail, _mailbox) = std::sync::mpsc::sync_channel(1);
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo-llm");
+        let text = Arc::new(Text::load(&folder).unwrap());
+        let served = Served { name: "m".into(), context_tokens_max: 1, vocabulary: 1 };
+        seat.take(Seated::new(text, EngineHandle::new(mail, load.subscribe(), 1), served));
         assert_eq!(readiness.check(), Ok(()));
         drop(load);
         assert_eq!(readiness.check(), Err("engine stopped"));

@@ -9,10 +9,10 @@ mod choice;
 mod deadline;
 mod generation;
 mod load_feed;
+mod seat;
 mod text_jobs;
 
 use std::future::Future;
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::{BoxStream, StreamExt as _};
@@ -25,7 +25,7 @@ use phalanx_proto::view::MemberState;
 use phalanx_proto::wire::{WireError, to_status};
 use phalanx_proto::{MESSAGE_BYTES_MAX, pb};
 use tokio::net::TcpListener;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
@@ -36,8 +36,8 @@ pub use self::admission::Served;
 use self::deadline::timeout_of;
 use self::generation::{Deadline, Generation};
 use self::load_feed::LoadFeed;
-use self::text_jobs::TextJobs;
-use crate::engine::EngineHandle;
+use self::seat::OpenRequest;
+pub use self::seat::{Seat, Seated};
 use crate::text::Text;
 
 /// Requests open at once. Above the engine's default queue and batch together, so that the engine's refusal,
@@ -61,12 +61,8 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// What a worker service is made of.
 #[derive(Clone, Debug)]
 pub struct ServiceParts {
-    /// The model's text side.
-    pub text: Arc<Text>,
-    /// The engine.
-    pub engine: EngineHandle,
     /// What is served.
-    pub served: Served,
+    pub seat: Seat,
     /// The current registration, and whether control has others send it work.
     pub standing: watch::Receiver<Standing>,
     /// When to stop taking requests.
@@ -77,11 +73,6 @@ pub struct ServiceParts {
 #[derive(Debug)]
 pub struct WorkerService {
     parts: ServiceParts,
-    open: Arc<Semaphore>,
-    /// Prompts on their way to the engine.
-    prompts: TextJobs,
-    /// Text that is only tokenised, or detokenised: prompts do not wait for it.
-    conversions: TextJobs,
     /// Ends the load feeds.
     closed: watch::Sender<bool>,
 }
@@ -112,23 +103,16 @@ pub async fn serve(
 
 impl WorkerService {
     fn new(parts: ServiceParts) -> Self {
-        Self {
-            prompts: TextJobs::new(Arc::clone(&parts.text)),
-            conversions: TextJobs::new(Arc::clone(&parts.text)),
-            parts,
-            open: Arc::new(Semaphore::new(OPEN_REQUESTS_MAX as usize)),
-            closed: watch::Sender::new(false),
-        }
+        Self { parts, closed: watch::Sender::new(false) }
     }
 
     /// Resolves when the process drains and no request is open any more.
     fn drained(&self) -> impl Future<Output = ()> + Send + use<> {
-        let (drain, open, closed) =
-            (self.parts.drain.clone(), Arc::clone(&self.open), self.closed.clone());
+        let ServiceParts { seat, drain, .. } = self.parts.clone();
+        let closed = self.closed.clone();
         async move {
             drain.reached(Phase::Draining).await;
-            // All permits at once: every request has given its own back. The semaphore is never closed.
-            let _all = open.acquire_many(OPEN_REQUESTS_MAX).await;
+            seat.idle().await;
             closed.send_replace(true);
         }
     }
@@ -140,14 +124,14 @@ impl WorkerService {
         self.check_epoch(Epoch(request.worker_epoch))?;
         let open = self.open_request()?;
         let generate = Generate::try_from(request)?;
-        self.parts.served.check_model(&generate.model)?;
+        let Seated { text, engine, served, .. } = open.seated.as_ref();
+        served.check_model(&generate.model)?;
         generate.validate()?;
-        let (generate, prompt) = self.tokenized(generate).await?;
-        let ServiceParts { text, engine, served, .. } = self.parts.clone();
-        let admitted = Admitted::new(generate, prompt, &served, &text)?;
+        let (generate, prompt) = tokenized(&open.seated, generate).await?;
+        let admitted = Admitted::new(generate, prompt, served, text)?;
         // For all choices at once: a stream that has begun is not refused for want of a place.
         let places = engine.reserve(admitted.generate.choices)?;
-        Generation::start(engine, text, admitted, deadline, (open, places))
+        Generation::start(open, admitted, deadline, places)
     }
 
     fn check_epoch(&self, routed_by: Epoch) -> Result<(), Fault> {
@@ -166,43 +150,32 @@ impl WorkerService {
     }
 
     /// A place among the open requests, to be held until the request is over.
-    fn open_request(&self) -> Result<OwnedSemaphorePermit, Fault> {
+    fn open_request(&self) -> Result<OpenRequest, Fault> {
         if self.parts.drain.phase() > Phase::Serving {
             return Err(Fault::new(FaultCode::Draining, "this worker is shutting down"));
         }
         if self.parts.standing.borrow().state == MemberState::Draining {
             return Err(Fault::new(FaultCode::Draining, "this worker was told to drain"));
         }
-        Arc::clone(&self.open).try_acquire_owned().map_err(|_full| {
-            let message = format!("this worker has {OPEN_REQUESTS_MAX} requests open, its limit");
-            Fault::new(FaultCode::Overloaded, message).with_retry_after(RETRY_AFTER)
-        })
+        self.parts.seat.open()
     }
 
-    async fn tokenized(&self, generate: Generate) -> Result<(Generate, Vec<u32>), Fault> {
-        let bytes = text_bytes(&generate.input);
-        let context = self.parts.served.context_tokens_max;
-        self.prompts
-            .run(bytes, move |text| {
-                let prompt = text.prompt(&generate.input, context)?;
-                Ok((generate, prompt))
-            })
-            .await
-    }
-
-    fn check_model(&self, name: String) -> Result<(), Fault> {
-        self.parts.served.check_model(&ModelName::from(name))
+    /// As [`Self::open_request`], for a request that names its model.
+    fn open_for(&self, model: String) -> Result<OpenRequest, Fault> {
+        let open = self.open_request()?;
+        open.seated.served.check_model(&ModelName::from(model))?;
+        Ok(open)
     }
 
     async fn tokens_of(&self, request: pb::TokenizeRequest) -> Result<Tokenized, Fault> {
         use pb::tokenize_request::Input as Wire;
-        self.check_model(request.model)?;
-        let _open = self.open_request()?;
+        let open = self.open_for(request.model)?;
         let add_special_tokens = request.add_special_tokens;
         let input = match request.input.ok_or(WireError { field: "input" })? {
             Wire::Chat(chat) => Input::Chat(Chat::try_from(chat)?),
             Wire::Text(text) => Input::Text(text),
         };
+        let context_tokens_max = open.seated.served.context_tokens_max;
         let tokenize = move |text: &Text| {
             let ids = match &input {
                 Input::Chat(chat) => {
@@ -217,16 +190,15 @@ impl WorkerService {
                 Input::Tokens(ids) => ids.clone(),
             };
             let tokens = ids.iter().map(|&id| text.token(id)).collect();
-            Ok(Tokenized { ids, tokens })
+            Ok(Tokenized { ids, tokens, context_tokens_max })
         };
         // The size of a chat's tools is not known beforehand: treat every chat as long.
-        self.conversions.run(usize::MAX, tokenize).await
+        open.seated.conversions.run(usize::MAX, tokenize).await
     }
 
     async fn text_of(&self, request: pb::DetokenizeRequest) -> Result<String, Fault> {
         let pb::DetokenizeRequest { model, ids } = request;
-        self.check_model(model)?;
-        let _open = self.open_request()?;
+        let open = self.open_for(model)?;
         if ids.len() > DETOKENIZED_IDS_MAX {
             let message =
                 format!("at most {DETOKENIZED_IDS_MAX} tokens are detokenized, got {}", ids.len());
@@ -243,8 +215,18 @@ impl WorkerService {
             );
             Err(Fault::invalid("tokens", message))
         };
-        self.conversions.run(usize::MAX, decode).await
+        open.seated.conversions.run(usize::MAX, decode).await
     }
+}
+
+async fn tokenized(seated: &Seated, generate: Generate) -> Result<(Generate, Vec<u32>), Fault> {
+    let bytes = text_bytes(&generate.input);
+    let context = seated.served.context_tokens_max;
+    let prompt = move |text: &Text| {
+        let prompt = text.prompt(&generate.input, context)?;
+        Ok((generate, prompt))
+    };
+    seated.prompts.run(bytes, prompt).await
 }
 
 fn check_size(param: &str, bytes: usize) -> Result<(), Fault> {
@@ -259,6 +241,7 @@ fn check_size(param: &str, bytes: usize) -> Result<(), Fault> {
 struct Tokenized {
     ids: Vec<u32>,
     tokens: Vec<String>,
+    context_tokens_max: u32,
 }
 
 /// About how much text there is to tokenise. Tools and template variables have no size of their own; with
@@ -295,9 +278,8 @@ impl pb::worker_server::Worker for WorkerService {
         &self,
         request: Request<pb::TokenizeRequest>,
     ) -> Result<Response<pb::TokenizeResponse>, Status> {
-        let Tokenized { ids, tokens } =
+        let Tokenized { ids, tokens, context_tokens_max } =
             self.tokens_of(request.into_inner()).await.map_err(|fault| to_status(&fault))?;
-        let context_tokens_max = self.parts.served.context_tokens_max;
         Ok(Response::new(pb::TokenizeResponse { ids, tokens, context_tokens_max }))
     }
 
@@ -314,7 +296,7 @@ impl pb::worker_server::Worker for WorkerService {
         _request: Request<pb::EventsRequest>,
     ) -> Result<Response<Self::EventsStream>, Status> {
         let feed = LoadFeed {
-            load: self.parts.engine.load(),
+            load: self.parts.seat.load(),
             standing: self.parts.standing.clone(),
             drain: self.parts.drain.clone(),
             closed: self.closed.subscribe(),

@@ -5,6 +5,7 @@ pub mod safetensors;
 use std::path::PathBuf;
 
 use phalanx_kernels::host::HostMatrix;
+use phalanx_proto::id::Revision;
 
 use self::safetensors::Slice;
 pub use self::safetensors::Weights;
@@ -73,6 +74,16 @@ pub enum LoadError {
         value: String,
         /// What would work.
         expected: String,
+    },
+    /// The folder is of another revision than the one asked for.
+    #[error("{} holds revision {found}, expected {wanted}", folder.display())]
+    Revision {
+        /// The model folder.
+        folder: PathBuf,
+        /// Its digest.
+        found: Revision,
+        /// The digest asked for.
+        wanted: Revision,
     },
     /// A tensor that the architecture needs is in no file.
     #[error("{} holds no tensor {tensor}, expected with shape {expected:?}", folder.display())]

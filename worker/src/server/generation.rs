@@ -6,14 +6,14 @@ use std::time::Duration;
 use futures::stream::{BoxStream, SelectAll, StreamExt as _};
 use phalanx_proto::fault::{Fault, FaultCode};
 use phalanx_proto::generate::{Event, Usage};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::admission::Admitted;
 use super::choice::{self, ChoiceEvent, End};
-use crate::engine::{EngineHandle, Places};
-use crate::text::Text;
+use super::seat::{OpenRequest, Seated};
+use crate::engine::Places;
 
 /// When a request must have ended.
 #[derive(Clone, Copy, Debug)]
@@ -28,8 +28,7 @@ const EVENTS_AHEAD_MAX: usize = 64;
 
 /// A request under way. Dropping it cancels every sequence.
 pub(super) struct Generation {
-    engine: EngineHandle,
-    text: Arc<Text>,
+    open: OpenRequest,
     admitted: Admitted,
     choices: SelectAll<BoxStream<'static, Result<ChoiceEvent, Fault>>>,
     deadline: Option<Deadline>,
@@ -37,7 +36,6 @@ pub(super) struct Generation {
     phase: Phase,
     /// An event that is due after the one just given.
     next: Option<Event>,
-    _open: OwnedSemaphorePermit,
     _places: Places,
 }
 
@@ -54,11 +52,10 @@ impl Generation {
     /// Submits the first choice. The others follow once its prompt is computed, to find it in the prefix
     /// cache instead of computing it again.
     pub(super) fn start(
-        engine: EngineHandle,
-        text: Arc<Text>,
+        open: OpenRequest,
         admitted: Admitted,
         deadline: Option<Deadline>,
-        (open, places): (OwnedSemaphorePermit, Places),
+        places: Places,
     ) -> Result<Self, Fault> {
         let mut generation = Self {
             usage: Usage {
@@ -68,10 +65,8 @@ impl Generation {
             choices: SelectAll::new(),
             phase: Phase::Prompt,
             next: None,
-            _open: open,
             _places: places,
-            engine,
-            text,
+            open,
             admitted,
             deadline,
         };
@@ -160,8 +155,9 @@ impl Generation {
     }
 
     fn submit(&mut self, choice: u32) -> Result<(), Fault> {
-        let sequence = self.engine.submit(self.admitted.sequence(choice))?;
-        let events = choice::events(choice, sequence, &self.admitted, Arc::clone(&self.text));
+        let Seated { engine, text, .. } = self.open.seated.as_ref();
+        let sequence = engine.submit(self.admitted.sequence(choice))?;
+        let events = choice::events(choice, sequence, &self.admitted, Arc::clone(text));
         self.choices.push(events.boxed());
         Ok(())
     }

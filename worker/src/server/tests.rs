@@ -7,6 +7,7 @@ mod refusals;
 mod reports;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 
 use futures::StreamExt as _;
@@ -23,7 +24,7 @@ use tonic::transport::Channel;
 
 use super::*;
 use crate::engine::handle::Mail;
-use crate::engine::{EngineLoad, SequenceEvent, SequenceRequest, TokenFinish};
+use crate::engine::{EngineHandle, EngineLoad, SequenceEvent, SequenceRequest, TokenFinish};
 
 const CONTEXT: u32 = 64;
 const EPOCH: u64 = 5;
@@ -49,6 +50,7 @@ struct Scene {
     client: WorkerClient<Channel>,
     submitted: UnboundedReceiver<Submitted>,
     text: Arc<Text>,
+    seat: Seat,
     load: watch::Sender<EngineLoad>,
     standing: watch::Sender<Standing>,
     drain: DrainTrigger,
@@ -77,30 +79,26 @@ fn parts() -> (ServiceParts, UnboundedReceiver<Submitted>, Handles) {
     let standing = Standing { epoch: Epoch(EPOCH), state: MemberState::Ready };
     let standing = watch::Sender::new(standing);
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo-llm");
-    let parts = ServiceParts {
-        text: Arc::new(Text::load(&folder).unwrap()),
-        engine: EngineHandle::new(mail, load_seen, PLACES),
-        served: Served {
-            name: ModelName::from("demo"),
-            context_tokens_max: CONTEXT,
-            vocabulary: 3072,
-        },
-        standing: standing.subscribe(),
-        drain,
-    };
-    (parts, submitted, (load, standing, trigger))
+    let text = Arc::new(Text::load(&folder).unwrap());
+    let engine = EngineHandle::new(mail, load_seen, PLACES);
+    let name = ModelName::from("demo");
+    let served = Served { name, context_tokens_max: CONTEXT, vocabulary: 3072 };
+    let seat = Seat::default();
+    seat.take(Seated::new(Arc::clone(&text), engine, served));
+    let parts = ServiceParts { seat, standing: standing.subscribe(), drain };
+    (parts, submitted, (text, load, standing, trigger))
 }
 
-type Handles = (watch::Sender<EngineLoad>, watch::Sender<Standing>, DrainTrigger);
+type Handles = (Arc<Text>, watch::Sender<EngineLoad>, watch::Sender<Standing>, DrainTrigger);
 
 async fn scene() -> Scene {
-    let (parts, submitted, (load, standing, drain)) = parts();
+    let (parts, submitted, (text, load, standing, drain)) = parts();
+    let seat = parts.seat.clone();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let text = Arc::clone(&parts.text);
     let server = tokio::spawn(serve(listener, parts));
     let client = WorkerClient::connect(url).await.unwrap();
-    Scene { client, submitted, text, load, standing, drain, server }
+    Scene { client, submitted, text, seat, load, standing, drain, server }
 }
 
 fn request(prompt: &str) -> Generate {

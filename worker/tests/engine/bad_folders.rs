@@ -19,6 +19,7 @@ fn check(spoil: impl FnOnce(&Path), expected: &str) {
     spoil(copy.path());
     let options = LoadOptions {
         folder: copy.path().to_owned(),
+        revision: None,
         engine: EngineConfig::try_from(RawEngine::default()).unwrap(),
         threads: 1,
         cpu_path: CpuPath::Portable,

@@ -59,7 +59,7 @@ async fn open_requests_are_bounded() {
     let (parts, _submitted, _handles) = parts();
     let service = WorkerService::new(parts);
     let wire = request("Go").into_wire(Epoch(EPOCH));
-    let all_but_one = service.open.acquire_many(OPEN_REQUESTS_MAX - 1).await.unwrap();
+    let all_but_one = service.parts.seat.open.acquire_many(OPEN_REQUESTS_MAX - 1).await.unwrap();
     let last = service.generate(Request::new(wire.clone())).await.unwrap();
     let Err(status) = service.generate(Request::new(wire.clone())).await else {
         panic!("one more than the bound was taken")
@@ -69,7 +69,7 @@ async fn open_requests_are_bounded() {
     assert_eq!(fault.retry_after, Some(RETRY_AFTER));
     drop(last);
     // Its place is free once its task has seen that nobody listens.
-    drop(service.open.acquire().await.unwrap());
+    drop(service.parts.seat.open.acquire().await.unwrap());
     assert!(service.generate(Request::new(wire)).await.is_ok());
     drop(all_but_one);
 }

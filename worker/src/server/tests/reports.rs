@@ -26,11 +26,11 @@ async fn a_draining_worker_finishes_what_it_has_refuses_the_rest_and_ends() {
 
 #[tokio::test]
 async fn load_reports_are_numbered_within_an_epoch_and_come_without_news_too() {
-    let (parts, _submitted, (load, standing, _drain)) = parts();
+    let (parts, _submitted, (_text, load, standing, _drain)) = parts();
     tokio::time::pause();
     let closed = watch::Sender::new(false);
     let feed = LoadFeed {
-        load: parts.engine.load(),
+        load: parts.seat.load(),
         standing: parts.standing.clone(),
         drain: parts.drain.clone(),
         closed: closed.subscribe(),
@@ -82,4 +82,25 @@ async fn a_worker_that_was_told_to_drain_says_so_and_takes_nothing_until_it_is_r
     while draining(&mut feed).await {}
     scene.client.generate(request("Go").into_wire(epoch)).await.unwrap();
     scene.submitted().await;
+}
+
+#[tokio::test]
+async fn a_model_that_leaves_finishes_its_requests_and_takes_no_more() {
+    let mut scene = scene().await;
+    let mut stream = scene.call(request("Go")).await;
+    let sequence = scene.submitted().await;
+    sequence.start(0);
+    next(&mut stream).await;
+    scene.seat.close();
+    let fault = scene.refusal(request("Go").into_wire(Epoch(EPOCH))).await;
+    assert_eq!(fault.code, FaultCode::Unavailable);
+    assert_eq!(fault.message, "this worker serves no model now");
+    let seat = scene.seat.clone();
+    let idle = tokio::spawn(async move { seat.idle().await });
+    sequence.token(2, Some(TokenFinish::EndToken));
+    let (_, events) = rest(stream).await;
+    assert!(matches!(events.last(), Some(Event::Usage(_))), "{events:?}");
+    idle.await.unwrap();
+    // With its last request the model is gone, and its engine with it.
+    assert!(scene.submitted.recv().await.is_none());
 }
