@@ -6,7 +6,7 @@ use tempfile::TempDir;
 
 use crate::check::eventually;
 use crate::client::Client;
-use crate::process::{Process, START_MAX};
+use crate::process::{Process, START_MAX, phalanx_binary};
 
 /// `phalanx serve`: every role in one process.
 #[derive(Debug)]
@@ -34,6 +34,20 @@ pub struct Cluster {
     folder: TempDir,
 }
 
+/// Control, a router, and workers that offer their capacity: nothing is served until control is told to.
+#[derive(Debug)]
+pub struct PoolCluster {
+    /// Speaks to the router.
+    pub client: Client,
+    /// The router's process.
+    pub router: Process,
+    /// The workers.
+    pub workers: Vec<Restartable>,
+    /// The control node.
+    pub control: Restartable,
+    _folder: TempDir,
+}
+
 /// A role that comes back on the port it had.
 #[derive(Debug)]
 pub struct Restartable {
@@ -43,7 +57,7 @@ pub struct Restartable {
     pub url: String,
     /// Where its metrics are.
     pub metrics: Client,
-    name: &'static str,
+    name: String,
     arguments: Vec<String>,
     folder: std::path::PathBuf,
 }
@@ -118,14 +132,50 @@ impl Cluster {
     }
 }
 
+// === impl PoolCluster ===
+
+impl PoolCluster {
+    /// Starts a process for each role; the workers have the models in the folder `models`.
+    ///
+    /// # Errors
+    /// When one of them does not come up.
+    pub async fn start(models: &str, workers: usize) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let data_dir = folder.path().join("control").display().to_string();
+        let arguments = words(&["control", "--bootstrap", "--data-dir"], &[&data_dir]);
+        let control = Restartable::start(&folder, "control", arguments).await?;
+        let mut started = Vec::new();
+        for worker in 1..=workers {
+            let arguments = words(&["worker", "--control", &control.url, "--models"], &[models]);
+            started
+                .push(Restartable::start(&folder, &format!("worker-{worker}"), arguments).await?);
+        }
+        let arguments =
+            words(&["router", "--listen", "127.0.0.1:0", "--control", &control.url], &[]);
+        let mut router = Process::start(folder.path(), "router", &arguments)?;
+        let client = Client::new(url_in(&router.addresses().await?, "listen")?);
+        Ok(Self { client, router, workers: started, control, _folder: folder })
+    }
+
+    /// What an operator's command prints; the control node is told to it.
+    ///
+    /// # Errors
+    /// When the command fails.
+    pub fn ask(&self, arguments: &[&str]) -> Result<Value> {
+        let asked = std::process::Command::new(phalanx_binary()?)
+            .args(arguments)
+            .args(["--json", "--control", &self.control.url])
+            .output()?;
+        let (said, errors) = (asked.stdout, String::from_utf8_lossy(&asked.stderr).into_owned());
+        ensure!(asked.status.success(), "{arguments:?} ended with {}: {errors}", asked.status);
+        serde_json::from_slice(&said).with_context(|| format!("{arguments:?} printed no JSON"))
+    }
+}
+
 // === impl Restartable ===
 
 impl Restartable {
-    async fn start(
-        folder: &TempDir,
-        name: &'static str,
-        mut arguments: Vec<String>,
-    ) -> Result<Self> {
+    async fn start(folder: &TempDir, name: &str, mut arguments: Vec<String>) -> Result<Self> {
         let any = ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"];
         let first = words(&[], &any);
         let mut process =
@@ -138,7 +188,8 @@ impl Restartable {
             arguments.push(url.trim_start_matches("http://").to_owned());
         }
         let folder = folder.path().to_owned();
-        Ok(Self { process, url, metrics: Client::new(&metrics), name, arguments, folder })
+        let (metrics, name) = (Client::new(&metrics), name.to_owned());
+        Ok(Self { process, url, metrics, name, arguments, folder })
     }
 
     /// Starts the role again, on the same ports and data.
@@ -147,7 +198,7 @@ impl Restartable {
     /// When it does not come up.
     pub async fn restart(&mut self) -> Result<()> {
         self.process.crash()?; // frees the ports, if it still ran
-        self.process = Process::start(&self.folder, self.name, &self.arguments)?;
+        self.process = Process::start(&self.folder, &self.name, &self.arguments)?;
         self.process.addresses().await?;
         Ok(())
     }

@@ -6,7 +6,7 @@ use clap::{Arg, ArgMatches, Command};
 use phalanx_proto::change::Change;
 use phalanx_proto::id::{ModelName, Revision};
 use phalanx_proto::view::{
-    ClusterView, Deployment, Group, GroupState, MemberRole, MemberState, Model,
+    ClusterView, Deployment, Group, GroupState, GroupStatus, MemberRole, MemberState, Model,
 };
 use serde_json::{Value, json};
 
@@ -39,6 +39,8 @@ struct Row<'a> {
     broken: usize,
     /// Workers that take requests for it.
     workers: usize,
+    /// Where its groups are, and why one is broken.
+    groups: Vec<GroupStatus>,
 }
 
 pub(super) fn command() -> Command {
@@ -153,6 +155,7 @@ fn row_of<'a>(view: &'a ClusterView, name: &'a ModelName, revision: &'a Revision
     let groups = |state: GroupState| {
         view.groups.values().filter(of_it).filter(|group| group.state == state).count()
     };
+    let placed = view.groups.values().filter(of_it);
     let workers = view.members.values().filter(|member| {
         member.role == MemberRole::Worker
             && member.state == MemberState::Ready
@@ -166,6 +169,7 @@ fn row_of<'a>(view: &'a ClusterView, name: &'a ModelName, revision: &'a Revision
         forming: groups(GroupState::Forming),
         broken: groups(GroupState::Broken),
         workers: workers.count(),
+        groups: placed.map(|group| GroupStatus::new(view, group)).collect(),
     }
 }
 
@@ -193,7 +197,18 @@ fn models(seen: &Seen) -> Answer {
             row.workers.to_string(),
         ]);
     }
-    seen.answer(table.or("no model is known"), "models", rows.iter().map(json_of).collect())
+    let mut text = table.or("no model is known");
+    for row in &rows {
+        for GroupStatus { id, epoch, reason, .. } in &row.groups {
+            if let Some(reason) = reason {
+                text.push_str(&format!(
+                    "group {id} of {} at epoch {epoch} is broken: {reason}\n",
+                    row.name
+                ));
+            }
+        }
+    }
+    seen.answer(text, "models", rows.iter().map(json_of).collect())
 }
 
 fn json_of(row: &Row<'_>) -> Value {
@@ -206,6 +221,7 @@ fn json_of(row: &Row<'_>) -> Value {
         "forming": row.forming,
         "broken": row.broken,
         "workers": row.workers,
+        "groups": row.groups,
     })
 }
 
@@ -263,9 +279,10 @@ mod tests {
 demo      r1             -   -      1        0       0        0
 demo      r2             3   2      1        1       1        0
 embedder  e1             -   -      0        0       0        0
+group 4 of demo at epoch 4 is broken: it was broken while its members stayed
 ";
         assert_eq!(answer.text, expected);
-        let expected = r#"{"name":"demo","revision":"r2","replicas":3,"tp":2,"ready":1,"forming":1,"broken":1,"workers":0}"#;
+        let expected = r#"{"name":"demo","revision":"r2","replicas":3,"tp":2,"ready":1,"forming":1,"broken":1,"workers":0,"groups":[{"id":2,"epoch":2,"state":"ready","ranks":[],"reason":null},{"id":3,"epoch":3,"state":"forming","ranks":[],"reason":null},{"id":4,"epoch":4,"state":"broken","ranks":[],"reason":"it was broken while its members stayed"}]}"#;
         assert_eq!(answer.json["models"][1].to_string(), expected);
     }
 
