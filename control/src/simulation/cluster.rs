@@ -273,12 +273,19 @@ async fn serve(machine: Machine, options: ConsensusOptions, consoles: Consoles) 
         Ok(node) => {
             let consensus = node.consensus();
             consoles.lock().insert(node_id.0, Arc::clone(&consensus));
-            tokio::spawn(look(machine.clone(), consensus));
+            tokio::spawn(look(machine.clone(), Arc::clone(&consensus)));
             let incoming = machine.network.listen(node_id.0);
-            let ended = node.run(incoming).await;
-            ended.map_or_else(|error| error.to_string(), |()| "it drained".to_owned())
+            // Its process ends at once: nothing is left to chance between the parts of it that still run.
+            tokio::select! {
+                biased;
+                reason = consensus.failed() => reason,
+                ended = node.run(incoming) => {
+                    ended.map_or_else(|error| error.to_string(), |()| "it drained".to_owned())
+                }
+            }
         }
     };
+    machine.network.stop(node_id.0, false);
     consoles.lock().remove(&node_id.0);
     // Nothing but its disk may end it.
     if machine.disks.take_failed(node_id) {

@@ -337,7 +337,7 @@ impl AsyncRead for Stream {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         };
         let end = &mut ends[self.side];
-        if end.closed == Some(Close::Reset) {
+        if end.gone || end.closed == Some(Close::Reset) {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
         if end.inbox.is_empty() && end.closed.is_none() {
@@ -365,7 +365,7 @@ impl AsyncWrite for Stream {
         let Some(ends) = inner.connections.get_mut(&self.connection) else {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         };
-        if ends[self.side].closed == Some(Close::Reset) {
+        if ends[self.side].gone || ends[self.side].closed == Some(Close::Reset) {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         let other = &mut ends[1 - self.side];
@@ -383,7 +383,10 @@ impl AsyncWrite for Stream {
 
     fn poll_shutdown(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut inner = self.network.0.lock();
-        inner.send(self.connection, 1 - self.side, Content::Close(Close::End));
+        let is_held = inner.connections.get(&self.connection).is_some_and(|it| !it[self.side].gone);
+        if is_held {
+            inner.send(self.connection, 1 - self.side, Content::Close(Close::End));
+        }
         Poll::Ready(Ok(()))
     }
 }
