@@ -192,7 +192,7 @@ impl ControlService {
         if passed_on {
             check(self.consensus.identity(), &metadata).await?;
         }
-        if self.leadership.is_established() {
+        if self.leads() {
             return Ok((Place::Here, message));
         }
         let status = self.consensus.status();
@@ -272,9 +272,16 @@ impl ControlService {
         }
     }
 
+    /// Whether this node leads, and hears its group at this moment: it may have stood still since it last looked,
+    /// and another may lead by now.
+    fn leads(&self) -> bool {
+        let leader = self.consensus.status().leader;
+        self.leadership.is_established() && leader == Some(NodeId(self.node_id))
+    }
+
     /// Refuses what only an up-to-date leader can answer.
     fn check_established(&self) -> Result<(), Fault> {
-        if self.leadership.is_established() {
+        if self.leads() {
             return Ok(());
         }
         let leader = self.consensus.status().leader.filter(|leader| leader.0 != self.node_id);
