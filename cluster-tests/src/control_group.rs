@@ -117,11 +117,16 @@ impl ControlGroup {
         Ok(serde_json::from_slice(&output.stdout)?)
     }
 
-    /// What stays the same whatever happens to the nodes: the cluster's id and who is in the group.
+    /// What stays the same whatever happens to the nodes, once the cluster is founded: its id and who is in the
+    /// group.
     ///
     /// # Errors
-    /// When no node answers.
-    pub fn constitution(&self) -> Result<(Value, Value)> {
+    /// When no node answers, or none has heard of the founding in time.
+    pub async fn constitution(&self) -> Result<(Value, Value)> {
+        eventually("the cluster is founded", START_MAX, async || {
+            Ok(self.ask(&["status"])?["cluster_id"] != "")
+        })
+        .await?;
         let mut status = self.ask(&["status"])?;
         Ok((status["cluster_id"].take(), status["members"].take()))
     }

@@ -19,7 +19,7 @@ const BEYOND_LEASES: Duration = Duration::from_secs(8);
 async fn a_killed_leader_fails_no_request_and_another_takes_writes_within_seconds() -> Result<()> {
     let mut group = ControlGroup::start(3).await?;
     let serving = Serving::start(&group).await?;
-    let before = group.constitution()?;
+    let before = group.constitution().await?;
     let requests = serving.requests();
     let leader = group.leader(0).await?.context("nobody leads")?;
     group.nodes[leader].process.crash()?;
@@ -32,7 +32,7 @@ async fn a_killed_leader_fails_no_request_and_another_takes_writes_within_second
     let second = group.start_role(None, "worker-2", &["worker"]).await?;
     serving.workers_up(2.0).await?;
     ensure!(requests.end().await? > 0, "no request was served");
-    let after = group.constitution()?;
+    let after = group.constitution().await?;
     ensure!(after == before, "the group was {before:?} and is {after:?}");
 
     group.restart(leader).await?;
@@ -50,7 +50,7 @@ async fn a_killed_leader_fails_no_request_and_another_takes_writes_within_second
 async fn serving_goes_on_without_any_control_node_and_their_return_drops_nobody() -> Result<()> {
     let mut group = ControlGroup::start(3).await?;
     let serving = Serving::start(&group).await?;
-    let before = group.constitution()?;
+    let before = group.constitution().await?;
     let requests = serving.requests();
     for node in &mut group.nodes {
         node.process.crash()?;
@@ -68,7 +68,7 @@ async fn serving_goes_on_without_any_control_node_and_their_return_drops_nobody(
         serves(&serving.client).await.context("after control came back")?;
     }
     serving.workers_up(1.0).await?;
-    let after = group.constitution()?;
+    let after = group.constitution().await?;
     ensure!(after == before, "the group was {before:?} and is {after:?}");
     ensure!(requests.end().await? > 0, "no request was served");
     Ok(())

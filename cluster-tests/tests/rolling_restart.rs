@@ -57,7 +57,7 @@ async fn a_leader_asked_to_end_makes_another_lead_before_it_is_gone() -> Result<
 #[tokio::test]
 async fn a_rolling_restart_under_writes_loses_no_command_and_applies_none_twice() -> Result<()> {
     let mut group = ControlGroup::start(3).await?;
-    let before = group.constitution()?;
+    let before = group.constitution().await?;
     let load = Load::per_second("rolling", CLIENTS, WRITES_PER_S);
     let writers = Writers::start(&group.urls(), &load).await?;
     for node in 0..3 {
@@ -71,7 +71,7 @@ async fn a_rolling_restart_under_writes_loses_no_command_and_applies_none_twice(
     let summary = writers.end().await?;
     eprintln!("rolling restart: {summary}");
     ensure!(summary.writes > 3 * 100, "too few writes for a restart under load: {summary}");
-    let after = group.constitution()?;
+    let after = group.constitution().await?;
     ensure!(after == before, "the group was {before:?} and is {after:?}");
     Ok(())
 }
