@@ -100,11 +100,12 @@ where
         loop {
             let mut changed = pin!(self.changed.notified());
             changed.as_mut().enable();
-            let is_new = self.inner.has_changed().map_err(|_closed| RecvError(()))?;
-            if is_new {
-                break;
+            match self.inner.has_changed() {
+                Ok(true) => break,
+                Ok(false) => changed.await,
+                // The last value is still to be seen; there is nothing to wait for.
+                Err(_closed) => return self.inner.changed().await.map_err(|_seen| RecvError(())),
             }
-            changed.await;
         }
         self.inner.mark_unchanged();
         Ok(())
