@@ -272,7 +272,14 @@ impl Syncing {
             LogWrite::TruncateAfter(last) => {
                 platter.entries.retain(|index, _entry| last.is_some_and(|last| *index <= last));
             }
-            LogWrite::Vote(_) | LogWrite::Committed(_) | LogWrite::Purge(_) => {}
+            // Kept for whoever looks later; but a snapshot that came in place of another log shows that what
+            // lay there was never applied.
+            LogWrite::Purge(last) => {
+                let is_own =
+                    platter.entries.get(&last.index).is_some_and(|entry| entry.at == *last);
+                platter.entries.retain(|index, _entry| is_own || *index > last.index);
+            }
+            LogWrite::Vote(_) | LogWrite::Committed(_) => {}
         });
     }
 }
