@@ -19,9 +19,9 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_stream::Stream;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
+use tonic::transport::server::TcpIncoming;
 
 use crate::config::{ConfigError, ControlConfig};
 use crate::feed::Feed;
@@ -158,7 +158,8 @@ impl Control {
     pub async fn run(self) -> Result<(), RunError> {
         let Self { listener, local_addr, node } = self;
         tracing::info!(node_id = node.service.node_id, address = %local_addr, "control node listens");
-        node.run(TcpListenerStream::new(listener)).await
+        // Replies are small, and nobody should wait for them to be gathered.
+        node.run(TcpIncoming::from(listener).with_nodelay(Some(true))).await
     }
 }
 
@@ -253,7 +254,6 @@ where
         .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
         .http2_keepalive_timeout(Some(KEEPALIVE_WAIT_MAX))
         .max_concurrent_streams(CONNECTION_STREAMS_MAX)
-        .tcp_nodelay(true)
         .add_service(server)
         .add_service(raft)
         .serve_with_incoming_shutdown(incoming, async move {
