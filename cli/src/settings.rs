@@ -24,6 +24,8 @@ macro_rules! settings {
 }
 
 const COUNT: Kind = Kind::Integer { min: 1, max: u32::MAX as u64 };
+/// Ids come from the log's index, which after a restore begins with the clock's milliseconds.
+const NODE_ID: Kind = Kind::Integer { min: 1, max: i64::MAX as u64 };
 
 settings! {
     ROUTER_LISTEN = [router] listen: Kind::Address, Some("127.0.0.1:8080"),
@@ -49,7 +51,7 @@ settings! {
     ROUTER_DRAIN_TIMEOUT = [router] drain_timeout_ms: Kind::Integer { min: 0, max: 3_600_000 }, None,
         "How long live streams may go on once the process drains (default: 120000)";
 
-    CONTROL_NODE_ID = [control] node_id: COUNT, Some("1"),
+    CONTROL_NODE_ID = [control] node_id: NODE_ID, Some("1"),
         "This node's id within the control group";
     CONTROL_LISTEN = [control] listen: Kind::Address, Some(CONTROL_ADDRESS_DEFAULT),
         "Where peers, workers and routers reach this node over gRPC";

@@ -1,6 +1,7 @@
 //! Every control node and all their data are lost: a backup brings the cluster back, and nobody notices.
 #![forbid(unsafe_code)]
 
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -63,6 +64,25 @@ async fn start_fresh(folder: &Path, url: &str) -> Result<Process> {
     Ok(process)
 }
 
+/// Adds a node to the restored one, as the runbook says, until it votes.
+async fn start_second(folder: &Path, first: &str) -> Result<Process> {
+    let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let second = format!("http://127.0.0.1:{port}");
+    let id = ask(&["cluster", "add", &second], first)?["id"].to_string();
+    let peers = format!("7={first},{id}={second}");
+    let data = folder.join("second").display().to_string();
+    let listen = second.trim_start_matches("http://");
+    let words =
+        ["control", "--node-id", &id, "--listen", listen, "--data-dir", &data, "--peers", &peers];
+    let mut process = Process::start(folder, "second", &words.map(ToOwned::to_owned))?;
+    process.addresses().await?;
+    eventually("the second node votes", START_MAX, async || {
+        Ok(phalanx(&["cluster", "promote", &id], first)?.status.success())
+    })
+    .await?;
+    Ok(process)
+}
+
 #[tokio::test]
 async fn a_backup_brings_back_a_cluster_whose_control_nodes_are_all_lost() -> Result<()> {
     let mut cluster = Cluster::start(&[]).await?;
@@ -85,6 +105,11 @@ async fn a_backup_brings_back_a_cluster_whose_control_nodes_are_all_lost() -> Re
     }
     let (code, line) = failure(&["cluster", "restore", &path], &url)?;
     ensure!(code == 1 && line.contains("already belongs to cluster"), "{code} {line}");
+    let device = "/dev/null";
+    for verb in ["backup", "restore"] {
+        let (code, line) = failure(&["cluster", verb, device], &url)?;
+        ensure!(code == 64 && line.contains("is not a regular file"), "{code} {line}");
+    }
 
     cluster.control.process.crash()?;
     serves(&cluster.client).await.context("without control")?;
@@ -125,6 +150,7 @@ async fn a_backup_brings_back_a_cluster_whose_control_nodes_are_all_lost() -> Re
         is_served(&cluster.client, "new").await
     })
     .await?;
-    drop(fresh);
+    let second = start_second(folder.path(), &url).await?;
+    drop((fresh, second));
     Ok(())
 }

@@ -19,6 +19,7 @@ pub(super) async fn backup(
     file: PathBuf,
     is_stale: bool,
 ) -> Result<Answer, Failure> {
+    check_regular(&file)?;
     let bytes = session.backup(is_stale).await?;
     let contents = inspect(&bytes).map_err(|error| Failure::Failed(chain(&error)))?;
     let (path, size) = (file.clone(), bytes.len());
@@ -35,6 +36,7 @@ pub(super) async fn restore(session: &Session, file: PathBuf) -> Result<Answer, 
             "restore needs exactly one URL in --control: that of a node with an empty --data-dir";
         return Err(Failure::usage(text));
     }
+    check_regular(&file)?;
     let path = file.clone();
     let read = tokio::task::spawn_blocking(move || read(&path)).await;
     let bytes = read.map_err(|error| Failure::Failed(error.to_string()))??;
@@ -59,6 +61,17 @@ pub(super) async fn restore(session: &Session, file: PathBuf) -> Result<Answer, 
         "backup": contents_json(&contents),
     });
     Ok(Answer { text, json })
+}
+
+/// Refuses what is there and is no file: a device would be replaced, a pipe waited for.
+fn check_regular(path: &Path) -> Result<(), Failure> {
+    match std::fs::metadata(path) {
+        Ok(found) if !found.is_file() => {
+            Err(Failure::usage(named(path, "it is not a regular file")))
+        }
+        // What cannot be looked at is for the reading or writing to tell.
+        Ok(_) | Err(_) => Ok(()),
+    }
 }
 
 /// The file, unless it is larger than any backup.
