@@ -1,4 +1,4 @@
-//! Snapshots as files, in the [`format`]'s bytes.
+//! Snapshots as files, in the [`mod@format`]'s bytes.
 //!
 //! A file is written under another name, synced, renamed, and its folder synced, so that a crash leaves the
 //! whole file or none. The latest two are kept.
