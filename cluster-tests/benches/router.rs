@@ -106,7 +106,7 @@ impl pb::worker_server::Worker for InstantWorker {
         let epoch = self.epoch.clone();
         let reports = futures::stream::unfold((epoch, 0), |(epoch, sequence)| async move {
             if sequence > 0 {
-                tokio::time::sleep(Duration::from_secs(1)).await;
+                tokio::time::sleep(phalanx_proto::REPORT_EVERY).await;
             }
             let event = pb::WorkerEvent {
                 worker_epoch: *epoch.borrow(),
