@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Reading order: [`id`], [`fault`], [`generate`] (router to worker), [`view`] (control to everyone),
-//! [`change`] (everyone to control), [`api_key`] (what clients are known by), [`wire`]. Deliberately absent: any clock, channel, socket or configuration.
+//! [`prefix`] (what prompts have in common), [`change`] (everyone to control), [`api_key`] (what clients are
+//! known by), [`wire`]. Deliberately absent: any clock, channel, socket or configuration.
 #![forbid(unsafe_code)]
 
 use std::time::Duration;
@@ -17,6 +18,7 @@ pub mod change;
 pub mod fault;
 pub mod generate;
 pub mod id;
+pub mod prefix;
 pub mod view;
 pub mod wire;
 
