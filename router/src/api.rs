@@ -30,13 +30,15 @@ use tower::{Service, ServiceExt};
 use self::answers::Answers;
 use self::openai::answer::{Format, Head, TokenIds};
 use self::openai::parameters::{Delivery, Parameters};
+use crate::ask::{Ask, Call};
 use crate::config::RouterConfig;
-use crate::dispatch::{Call, Dispatch, affinity};
+use crate::dispatch::{Dispatch, affinity};
 use crate::engine::native::CallMetadata;
 use crate::error::RouterError;
 use crate::record::RequestRecord;
+use crate::reply::{Placement, Reply};
 use crate::stack::GenerateStack;
-use crate::stream::{Placement, TokenStream};
+use crate::stream::TokenStream;
 
 const X_REQUEST_TIMEOUT_MS: HeaderName = HeaderName::from_static("x-request-timeout-ms");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -116,7 +118,7 @@ impl Gateway {
         let Some(placement) = streams.first().map(TokenStream::placement).cloned() else {
             return Err(RouterError::NoWorker { model: parameters.model.clone() });
         };
-        record.place(placement.worker);
+        record.place(placement.worker.clone());
         let revision = placement.revision.as_ref().map(phalanx_proto::id::Revision::as_str);
         let head = Head::new::<F>(parameters.model.as_str(), revision);
         let ids = if parameters.return_token_ids { TokenIds::Shown } else { TokenIds::Hidden };
@@ -147,7 +149,7 @@ impl Gateway {
         try_join_all(generates.into_iter().map(|generate| {
             let mut service = self.generate.clone();
             let call = Call {
-                generate: Arc::new(generate),
+                ask: Arc::new(Ask::native(generate)),
                 received,
                 deadline,
                 timeout,
@@ -155,7 +157,10 @@ impl Gateway {
                 draw,
                 excluded: Vec::new(),
             };
-            async move { service.ready().await?.call(call).await }
+            async move {
+                let Reply::Tokens(stream) = service.ready().await?.call(call).await?;
+                Ok(stream)
+            }
         }))
         .await
     }
@@ -198,14 +203,15 @@ fn asked_timeout(headers: &HeaderMap) -> Result<Option<Duration>, Fault> {
 fn with_placement(mut response: Response, placement: &Placement) -> Response {
     let Placement { worker, model, revision } = placement;
     let headers = response.headers_mut();
-    headers.insert(X_PHALANX_WORKER, HeaderValue::from(worker.0));
     let model = match revision {
         Some(revision) => format!("{model}@{revision}"),
         None => model.to_string(),
     };
-    // A name that no header can carry is left out.
-    if let Ok(model) = HeaderValue::from_str(&model) {
-        headers.insert(X_PHALANX_MODEL, model);
+    for (header, name) in [(X_PHALANX_WORKER, &*worker.name), (X_PHALANX_MODEL, &*model)] {
+        // A name that no header can carry is left out.
+        if let Ok(name) = HeaderValue::from_str(name) {
+            headers.insert(header, name);
+        }
     }
     response
 }

@@ -11,9 +11,9 @@ use phalanx_chassis::drain::{Drain, Phase};
 use phalanx_proto::fault::FaultCode;
 use tower::Service;
 
-use crate::dispatch::Call;
+use crate::ask::Call;
 use crate::error::RouterError;
-use crate::stream::TokenStream;
+use crate::reply::Reply;
 
 /// The layer's service.
 #[derive(Clone, Debug)]
@@ -40,12 +40,12 @@ impl<S> Deadline<S> {
 
 impl<S> Service<Call> for Deadline<S>
 where
-    S: Service<Call, Response = TokenStream, Error = RouterError>,
+    S: Service<Call, Response = Reply, Error = RouterError>,
     S::Future: Send + 'static,
 {
-    type Response = TokenStream;
+    type Response = Reply;
     type Error = RouterError;
-    type Future = BoxFuture<'static, Result<TokenStream, RouterError>>;
+    type Future = BoxFuture<'static, Result<Reply, RouterError>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), RouterError>> {
         self.inner.poll_ready(cx)
@@ -54,10 +54,10 @@ where
     fn call(&mut self, call: Call) -> Self::Future {
         let (deadline, timeout) = (call.deadline, call.timeout);
         let cutoff = Cutoff::new(deadline, self.drain.clone(), timeout);
-        let stream = self.inner.call(call);
+        let reply = self.inner.call(call);
         Box::pin(async move {
-            match select(Box::pin(stream), cutoff).await {
-                Either::Left((Ok(stream), cutoff)) => Ok(stream.until(cutoff)),
+            match select(Box::pin(reply), cutoff).await {
+                Either::Left((Ok(reply), cutoff)) => Ok(reply.until(cutoff)),
                 // The worker keeps the same deadline and may notice first.
                 Either::Left((Err(_), _)) if Instant::now() >= deadline => {
                     Err(RouterError::DeadlineExceeded { timeout })

@@ -17,11 +17,11 @@ pub(crate) mod listen;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use futures::future::BoxFuture;
-use phalanx_proto::generate::{Generate, Input};
+use phalanx_proto::generate::Generate;
 use phalanx_proto::id::{MemberId, ModelName};
 use phalanx_proto::pb;
 use tower::Service;
@@ -29,34 +29,15 @@ use tower::Service;
 use self::cost::{Offer, Work};
 use self::credit::CreditGuard;
 use self::fleet::{Fleet, Route};
-use crate::engine::native::CallMetadata;
-use crate::engine::{Engine, native};
+use crate::ask::{Ask, Call};
+use crate::engine::native::Native;
+use crate::engine::{Engine, Kind, native};
 use crate::error::{Progress, RouterError};
 use crate::metrics::RouterMetrics;
-use crate::stream::{Placement, TokenStream};
+use crate::reply::{Placement, Reply};
+use crate::stream::TokenStream;
 
-/// Tokens an answer is expected to have, where the client set no lower limit.
-pub(crate) const ANSWER_TOKENS_EXPECTED: u64 = 128;
-/// English text has about four bytes per token; a rough guess is enough to compare engines.
-const BYTES_PER_TOKEN: u64 = 4;
-
-/// One generation on its way through the second stack.
-#[derive(Clone, Debug)]
-pub(crate) struct Call {
-    pub(crate) generate: Arc<Generate>,
-    /// When the request had arrived in full.
-    pub(crate) received: Instant,
-    pub(crate) deadline: Instant,
-    /// The whole time that the request was given; its deadline is the end of it.
-    pub(crate) timeout: Duration,
-    pub(crate) metadata: CallMetadata,
-    /// Which part of an alias' traffic it belongs to, in every attempt.
-    pub(crate) draw: u64,
-    /// Engines that failed this call already.
-    pub(crate) excluded: Vec<MemberId>,
-}
-
-/// The service: [`Call`] to [`TokenStream`].
+/// The service: [`Call`] to [`Reply`].
 #[derive(Clone, Debug)]
 pub(crate) struct Dispatch {
     fleet: Arc<ArcSwap<Fleet>>,
@@ -74,8 +55,13 @@ pub(crate) struct Choice {
 pub(crate) struct Assignment {
     pub(crate) engine: Arc<Engine>,
     pub(crate) credit: CreditGuard,
-    pub(crate) message: pb::GenerateRequest,
+    pub(crate) sending: Sending,
     placement: Placement,
+}
+
+/// What the engine is sent, in the form that it takes.
+pub(crate) enum Sending {
+    Native { worker: Arc<Native>, message: Box<pb::GenerateRequest> },
 }
 
 // === impl Dispatch ===
@@ -114,37 +100,37 @@ impl Dispatch {
 
     /// Puts `call` on the books of the engine that answers it soonest.
     fn assign(&self, call: &Call) -> Result<Assignment, RouterError> {
-        let work = predicted_work(&call.generate);
-        let choice = self.choose(&call.generate.model, call.draw, work, &call.excluded)?;
-        Ok(Assignment::new(choice, work, &call.generate))
+        let choice = self.choose(&call.ask.model, call.draw, call.ask.work, &call.excluded)?;
+        Assignment::new(choice, &call.ask)
     }
 
     /// The same for a copy of `call` that goes to the shadow of its alias; none when nobody serves it.
     pub(crate) fn assign_shadow(&self, call: &Call) -> Option<Assignment> {
-        let work = predicted_work(&call.generate);
         let fleet = self.fleet.load();
-        let route = fleet.shadow(&call.generate.model)?;
-        let choice = self.choose_on(route, work, &[])?;
-        Some(Assignment::new(choice, work, &call.generate))
+        let route = fleet.shadow(&call.ask.model)?;
+        let choice = self.choose_on(route, call.ask.work, &[])?;
+        Assignment::new(choice, &call.ask).ok()
     }
 
-    fn start(&self, call: &Call) -> Result<BoxFuture<'static, StreamResult>, RouterError> {
-        let Assignment { engine, credit, message, placement } = self.assign(call)?;
+    fn start(&self, call: &Call) -> Result<BoxFuture<'static, ReplyResult>, RouterError> {
+        let Assignment { engine, credit, sending, placement } = self.assign(call)?;
         let metadata = call.metadata.clone();
         let (metrics, received) = (self.metrics.clone(), call.received);
         if call.excluded.is_empty() {
             metrics.overhead.observe(received.elapsed().as_secs_f64());
         }
+        let Sending::Native { worker, message } = sending;
         Ok(Box::pin(async move {
             let sent = Instant::now();
             let alone = credit.is_only_prefill();
             let (first, source) =
-                native::generate(&engine, message, metadata).await.map_err(|fault| {
-                    RouterError::Worker { worker: engine.id, progress: Progress::NotStarted, fault }
+                native::generate(&worker, *message, metadata).await.map_err(|fault| {
+                    let worker = engine.identity.clone();
+                    RouterError::Worker { worker, progress: Progress::NotStarted, fault }
                 })?;
             let meter =
                 crate::meter::Meter::new(engine, credit, metrics).timed(received, sent, alone);
-            Ok(TokenStream::new(first, source, placement, meter))
+            Ok(Reply::Tokens(TokenStream::new(first, source, placement, meter)))
         }))
     }
 }
@@ -152,22 +138,33 @@ impl Dispatch {
 // === impl Assignment ===
 
 impl Assignment {
-    fn new(choice: Choice, work: Work, generate: &Generate) -> Self {
+    /// `ask` for the engine chosen.
+    ///
+    /// # Errors
+    /// Why the request cannot be put in the form that the engine takes.
+    fn new(choice: Choice, ask: &Ask) -> Result<Self, RouterError> {
         let Choice { engine, model } = choice;
-        let credit = engine.take_credit(work);
+        let sending = match &engine.kind {
+            Kind::Native(worker) => {
+                let generate = ask.native.as_ref().map_err(Clone::clone)?;
+                let generate = Generate { model: model.clone(), ..Generate::clone(generate) };
+                let message = Box::new(generate.into_wire(worker.epoch));
+                Sending::Native { worker: Arc::clone(worker), message }
+            }
+        };
+        let credit = engine.take_credit(ask.work);
         let revision = engine.revision(&model).cloned();
-        let placement = Placement { worker: engine.id, model: model.clone(), revision };
-        let message = Generate { model, ..generate.clone() }.into_wire(engine.epoch);
-        Self { engine, credit, message, placement }
+        let placement = Placement { worker: engine.identity.clone(), model, revision };
+        Ok(Self { engine, credit, sending, placement })
     }
 }
 
-type StreamResult = Result<TokenStream, RouterError>;
+type ReplyResult = Result<Reply, RouterError>;
 
 impl Service<Call> for Dispatch {
-    type Response = TokenStream;
+    type Response = Reply;
     type Error = RouterError;
-    type Future = BoxFuture<'static, StreamResult>;
+    type Future = BoxFuture<'static, ReplyResult>;
 
     fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), RouterError>> {
         Poll::Ready(Ok(()))
@@ -178,24 +175,5 @@ impl Service<Call> for Dispatch {
             Ok(attempt) => attempt,
             Err(error) => Box::pin(std::future::ready(Err(error))),
         }
-    }
-}
-
-/// What the request asks of an engine, guessed from its size: the router never tokenises.
-fn predicted_work(generate: &Generate) -> Work {
-    let prefill_tokens = match &generate.input {
-        Input::Chat(chat) => {
-            let bytes: usize = chat.messages.iter().map(|message| message.content.len()).sum();
-            bytes as u64 / BYTES_PER_TOKEN
-        }
-        Input::Text(text) => text.len() as u64 / BYTES_PER_TOKEN,
-        Input::Tokens(ids) => ids.len() as u64,
-    };
-    let answer = generate.stopping.max_tokens.map_or(ANSWER_TOKENS_EXPECTED, |max_tokens| {
-        u64::from(max_tokens).min(ANSWER_TOKENS_EXPECTED)
-    });
-    Work {
-        prefill_tokens: prefill_tokens.max(1),
-        decode_tokens: answer * u64::from(generate.choices),
     }
 }

@@ -1,40 +1,50 @@
 //! One engine that answers requests: who it is, whether it is up, what it is doing, how fast it is.
 //!
-//! [`link`] keeps the connection and its load reports, [`hearing`] tells whether they still come; [`native`] makes
-//! one call over it.
+//! Of a native worker, [`link`] keeps the connection and its load reports, [`hearing`] tells whether they still come,
+//! and [`native`] makes one call over it.
 
 pub(crate) mod hearing;
 pub(crate) mod link;
 pub(crate) mod native;
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
-use phalanx_proto::id::{Epoch, MemberId, ModelName, Revision};
+use phalanx_proto::id::{MemberId, ModelName, Revision};
 use phalanx_proto::pb;
 use phalanx_proto::view::{Member, ServedModel};
-use tonic::transport::Channel;
 
-use self::hearing::{Hearing, WakingClock};
+use self::hearing::WakingClock;
+use self::native::Native;
+use crate::ask::ANSWER_TOKENS_EXPECTED;
 use crate::dispatch::cost::{Estimate, Offer, Work};
 use crate::dispatch::credit::{Credit, CreditGuard};
 
-/// A registered worker, under one epoch and with what it serves. When either changes, it is a new engine.
+/// Who an engine is: to this process, and to people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) id: MemberId,
+    pub(crate) name: Arc<str>,
+}
+
+/// One engine with what it serves. When that changes, or its registration does, it is a new engine.
 #[derive(Debug)]
 pub(crate) struct Engine {
-    pub(crate) id: MemberId,
-    pub(crate) epoch: Epoch,
-    pub(crate) address: String,
+    pub(crate) identity: Identity,
     pub(crate) models: Vec<ServedModel>,
-    channel: ArcSwapOption<Channel>,
-    hearing: Hearing,
-    /// Whether operators were told last that it is silent.
-    silence_noted: AtomicBool,
+    pub(crate) kind: Kind,
     load: Load,
     credit: Arc<Credit>,
     estimate: Mutex<Estimate>,
+}
+
+/// How an engine is reached.
+#[derive(Debug)]
+pub(crate) enum Kind {
+    /// A registered worker, over gRPC.
+    Native(Arc<Native>),
 }
 
 /// The engine's latest report of itself, which covers other routers' requests too.
@@ -45,48 +55,62 @@ struct Load {
     prefill_backlog_tokens: AtomicU64,
 }
 
+// === impl Identity ===
+
+impl Identity {
+    /// A member of the cluster goes by its number.
+    pub(crate) fn of_member(id: MemberId) -> Self {
+        Self { id, name: id.to_string().into() }
+    }
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
 // === impl Engine ===
 
 impl Engine {
     /// The engine of a registration; down until its link is up. Its silence is counted by `clock`.
-    pub(crate) fn new(member: &Member, clock: Arc<WakingClock>) -> Self {
+    pub(crate) fn of_member(member: &Member, clock: Arc<WakingClock>) -> Self {
         Self {
-            id: member.id,
-            epoch: member.epoch,
-            address: member.address.clone(),
+            identity: Identity::of_member(member.id),
             models: member.models.clone(),
-            channel: ArcSwapOption::empty(),
-            hearing: Hearing::new(clock),
-            silence_noted: AtomicBool::new(false),
+            kind: Kind::Native(Arc::new(Native::new(member, clock))),
             load: Load::default(),
             credit: Arc::default(),
             estimate: Mutex::default(),
         }
     }
 
+    pub(crate) const fn id(&self) -> MemberId {
+        self.identity.id
+    }
+
     /// Whether it is the engine of that registration.
     pub(crate) fn is_of(&self, member: &Member) -> bool {
-        self.id == member.id
-            && self.epoch == member.epoch
-            && self.address == member.address
-            && self.models == member.models
+        let Kind::Native(native) = &self.kind;
+        self.id() == member.id && native.is_of(member) && self.models == member.models
     }
 
     /// Connected and taking work.
     pub(crate) fn is_up(&self) -> bool {
-        !self.load.draining.load(Ordering::Relaxed) && self.channel.load().is_some()
+        let Kind::Native(native) = &self.kind;
+        !self.load.draining.load(Ordering::Relaxed) && native.is_connected()
     }
 
     /// Up, and reporting as it should.
     pub(crate) fn is_heard(&self) -> bool {
-        self.is_up() && !self.hearing.is_silent()
+        let Kind::Native(native) = &self.kind;
+        self.is_up() && !native.is_silent()
     }
 
     /// Whether it fell silent (true) or was heard again (false) since this was last asked.
     pub(crate) fn note_silence(&self) -> Option<bool> {
-        let is_silent = self.is_up() && self.hearing.is_silent();
-        let was_silent = self.silence_noted.swap(is_silent, Ordering::Relaxed);
-        (is_silent != was_silent).then_some(is_silent)
+        let Kind::Native(native) = &self.kind;
+        native.note_silence(self.is_up() && native.is_silent())
     }
 
     /// The revision it serves of `model`, if it does.
@@ -94,21 +118,10 @@ impl Engine {
         self.models.iter().find(|served| served.name == *model).map(|served| &served.revision)
     }
 
-    /// The connection, while there is one.
-    pub(crate) fn channel(&self) -> Option<Channel> {
-        self.channel.load().as_deref().cloned()
-    }
-
-    pub(crate) fn mark_up(&self, channel: Channel) {
-        self.channel.store(Some(Arc::new(channel)));
-    }
-
-    pub(crate) fn mark_down(&self) {
-        self.channel.store(None);
-    }
-
+    /// Takes its report of itself.
     pub(crate) fn report(&self, load: &pb::Load) {
-        self.hearing.heard();
+        let Kind::Native(native) = &self.kind;
+        native.heard();
         self.load.draining.store(load.draining, Ordering::Relaxed);
         let sequences = load.running.saturating_add(load.waiting);
         self.load.sequences.store(sequences, Ordering::Relaxed);
@@ -122,7 +135,7 @@ impl Engine {
         let sequences = u64::from(self.load.sequences.load(Ordering::Relaxed));
         // Sequences that are not ours come from other routers; each has about as much left as ours do.
         let others = sequences.saturating_sub(self.credit.requests());
-        let decode = ours.decode_tokens + others * crate::dispatch::ANSWER_TOKENS_EXPECTED / 2;
+        let decode = ours.decode_tokens + others * ANSWER_TOKENS_EXPECTED / 2;
         let prefill = ours.prefill_tokens.max(backlog);
         Offer {
             outstanding: Work { prefill_tokens: prefill, decode_tokens: decode },

@@ -9,6 +9,7 @@ use phalanx_proto::fault::{Fault, FaultCode};
 use phalanx_proto::id::{MemberId, ModelName};
 
 use crate::api::openai::json;
+use crate::engine::Identity;
 
 /// When to come back if nobody knows better: workers reconnect within two seconds.
 const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(1);
@@ -46,7 +47,7 @@ pub(crate) enum RouterError {
     #[error("no ready worker serves model `{model}`")]
     NoWorker { model: ModelName },
     #[error("worker {worker}: {fault}")]
-    Worker { worker: MemberId, progress: Progress, fault: Fault },
+    Worker { worker: Identity, progress: Progress, fault: Fault },
     #[error("request did not finish within {} ms", timeout.as_millis())]
     DeadlineExceeded { timeout: Duration },
     #[error("server is shutting down")]
@@ -79,7 +80,7 @@ impl RouterError {
             Self::Worker { worker, progress: Progress::NotStarted, fault }
                 if fault.code.is_retryable_elsewhere() =>
             {
-                Some(*worker)
+                Some(worker.id)
             }
             _ => None,
         }
@@ -91,9 +92,9 @@ impl RouterError {
     }
 
     /// The worker that failed, if one did.
-    pub(crate) const fn worker(&self) -> Option<MemberId> {
+    pub(crate) const fn worker(&self) -> Option<&Identity> {
         match self {
-            Self::Worker { worker, .. } => Some(*worker),
+            Self::Worker { worker, .. } => Some(worker),
             _ => None,
         }
     }
@@ -245,7 +246,7 @@ mod tests {
         let fault =
             Fault::new(FaultCode::ContextLengthExceeded, "prompt has 9 tokens, at most 8 fit")
                 .with_param("messages");
-        let worker = MemberId(7);
+        let worker = Identity::of_member(MemberId(7));
         check(
             &RouterError::Worker { worker, progress: Progress::NotStarted, fault },
             400,
@@ -256,7 +257,7 @@ mod tests {
     #[test]
     fn a_lost_worker_is_503_before_its_first_event_and_502_after() {
         let error = |progress| RouterError::Worker {
-            worker: MemberId(7),
+            worker: Identity::of_member(MemberId(7)),
             progress,
             fault: Fault::new(FaultCode::Unavailable, "connection reset"),
         };

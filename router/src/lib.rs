@@ -6,8 +6,8 @@
 //!                          stack.rs puts both together     view ──► fleet ◄── engine/link ◄── events
 //! ```
 //! Reading order: `stack` (both stacks), `server` (listens, drains), `api` (one endpoint a file), then the generate
-//! stack from the outside: `deadline`, `shadow`, `retry`, `dispatch` (chooses), `engine` (calls), `stream` and `meter`
-//! (what comes back). `error` is the only map to HTTP; `record` keeps the books on each request.
+//! stack: what goes down it (`ask`), then from the outside `deadline`, `shadow`, `retry`, `dispatch` (chooses), `engine`
+//! (calls), and what comes back (`reply`, `stream`, `meter`). `error` is the only map to HTTP; `record` keeps the books on each request.
 //!
 //! Deliberately absent: a tokenizer, the engine, and anything that must survive a restart.
 #![forbid(unsafe_code)]
@@ -22,10 +22,12 @@ mod server;
 
 mod api;
 
+mod ask;
 mod deadline;
 mod dispatch;
 mod engine;
 mod meter;
+mod reply;
 mod retry;
 mod shadow;
 mod stream;

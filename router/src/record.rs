@@ -10,9 +10,10 @@ use axum::body::Body;
 use bytes::Bytes;
 use http::{Extensions, HeaderMap, HeaderName, HeaderValue, StatusCode};
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use phalanx_proto::id::{MemberId, ModelName, RequestId};
+use phalanx_proto::id::{ModelName, RequestId};
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::engine::Identity;
 use crate::error::RouterError;
 use crate::metrics::{GaugeGuard, RequestLabels, RouterMetrics};
 
@@ -32,7 +33,7 @@ struct Record {
     started: Instant,
     model: OnceLock<ModelName>,
     /// Who answered, once somebody began to.
-    worker: OnceLock<MemberId>,
+    worker: OnceLock<Identity>,
     /// Why it is not served, or no longer.
     failure: OnceLock<RouterError>,
     /// What the request ends as if it ends now.
@@ -99,7 +100,7 @@ impl RequestRecord {
     }
 
     /// Notes who answers.
-    pub(crate) fn place(&self, worker: MemberId) {
+    pub(crate) fn place(&self, worker: Identity) {
         // Several prompts may go to several workers; the first stands for all.
         let _ = self.0.worker.set(worker);
     }
@@ -130,8 +131,8 @@ impl Record {
     fn log(&self, model: &str, status: u16, elapsed: f64) {
         let request = self.id.as_str();
         let failure = self.failure.get();
-        let worker = self.worker.get().copied().or_else(|| failure.and_then(RouterError::worker));
-        let worker = worker.map(|worker| worker.0);
+        let worker = self.worker.get().or_else(|| failure.and_then(RouterError::worker));
+        let worker = worker.map(|worker| &*worker.name);
         let code = failure.and_then(RouterError::code);
         // As a string, so that no line of the log can be forged by what a client wrote.
         let cause = failure.map(ToString::to_string);

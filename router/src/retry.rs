@@ -5,10 +5,10 @@ use std::task::{Context, Poll};
 use futures::future::BoxFuture;
 use tower::Service;
 
-use crate::dispatch::Call;
+use crate::ask::Call;
 use crate::error::RouterError;
 use crate::metrics::RouterMetrics;
-use crate::stream::TokenStream;
+use crate::reply::Reply;
 
 /// Engines one call may be sent to. Two failures in a row are bad luck, three are a pattern.
 pub(crate) const ATTEMPTS_MAX: usize = 3;
@@ -31,12 +31,12 @@ impl<S> Retry<S> {
 
 impl<S> Service<Call> for Retry<S>
 where
-    S: Service<Call, Response = TokenStream, Error = RouterError> + Clone + Send + 'static,
+    S: Service<Call, Response = Reply, Error = RouterError> + Clone + Send + 'static,
     S::Future: Send,
 {
-    type Response = TokenStream;
+    type Response = Reply;
     type Error = RouterError;
-    type Future = BoxFuture<'static, Result<TokenStream, RouterError>>;
+    type Future = BoxFuture<'static, Result<Reply, RouterError>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), RouterError>> {
         self.inner.poll_ready(cx)
@@ -48,7 +48,7 @@ where
             let mut last = None;
             while call.excluded.len() < ATTEMPTS_MAX {
                 let error = match inner.call(call.clone()).await {
-                    Ok(stream) => return Ok(stream),
+                    Ok(reply) => return Ok(reply),
                     // Nobody else is left: what the last engine said is the better answer.
                     Err(error @ RouterError::NoWorker { .. }) => return Err(last.unwrap_or(error)),
                     Err(error) => error,
@@ -61,8 +61,7 @@ where
                     metrics.retries.inc();
                 }
             }
-            Err(last
-                .unwrap_or_else(|| RouterError::NoWorker { model: call.generate.model.clone() }))
+            Err(last.unwrap_or_else(|| RouterError::NoWorker { model: call.ask.model.clone() }))
         })
     }
 }

@@ -14,11 +14,12 @@ use phalanx_proto::generate::Event;
 use tokio::sync::Semaphore;
 use tower::Service;
 
-use crate::dispatch::{Assignment, Call, Dispatch};
+use crate::ask::Call;
+use crate::dispatch::{Assignment, Dispatch, Sending};
 use crate::engine::native;
 use crate::error::RouterError;
 use crate::metrics::{RouterMetrics, ShadowLabels};
-use crate::stream::TokenStream;
+use crate::reply::Reply;
 
 /// Copies in progress at once. A comparison needs a sample, and a shadow that is slower than the traffic must not
 /// pile it up: further copies are dropped.
@@ -57,27 +58,27 @@ impl<S> Shadow<S> {
 
 impl<S> Service<Call> for Shadow<S>
 where
-    S: Service<Call, Response = TokenStream, Error = RouterError>,
+    S: Service<Call, Response = Reply, Error = RouterError>,
     S::Future: Send + 'static,
 {
-    type Response = TokenStream;
+    type Response = Reply;
     type Error = RouterError;
-    type Future = BoxFuture<'static, Result<TokenStream, RouterError>>;
+    type Future = BoxFuture<'static, Result<Reply, RouterError>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), RouterError>> {
         self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, call: Call) -> Self::Future {
-        let is_shadowed = self.dispatch.fleet().shadow(&call.generate.model).is_some();
+        let is_shadowed = self.dispatch.fleet().shadow(&call.ask.model).is_some();
         if !is_shadowed {
             return Box::pin(self.inner.call(call));
         }
         let (dispatch, places, metrics) =
             (self.dispatch.clone(), Arc::clone(&self.places), self.metrics.clone());
-        let stream = self.inner.call(call.clone());
+        let reply = self.inner.call(call.clone());
         Box::pin(async move {
-            let stream = stream.await?;
+            let reply = reply.await?;
             let count = move |outcome: Outcome| {
                 metrics.shadows.get_or_create(&ShadowLabels { result: outcome.label() }).inc();
             };
@@ -91,14 +92,14 @@ where
                     });
                 }
             }
-            Ok(stream)
+            Ok(reply)
         })
     }
 }
 
 async fn run(dispatch: &Dispatch, call: &Call) -> Outcome {
     let Some(assignment) = dispatch.assign_shadow(call) else { return Outcome::NoWorker };
-    let worker = assignment.engine.id;
+    let worker = assignment.engine.identity.clone();
     match tokio::time::timeout_at(call.deadline.into(), read(assignment, call)).await {
         Ok(Ok(())) => Outcome::Answered,
         Err(_elapsed) => Outcome::DeadlineExceeded,
@@ -112,10 +113,11 @@ async fn run(dispatch: &Dispatch, call: &Call) -> Outcome {
 
 /// Reads the answer to its end, giving credit back as the work is done.
 async fn read(assignment: Assignment, call: &Call) -> Result<(), Fault> {
-    let Assignment { engine, mut credit, message, .. } = assignment;
+    let Assignment { mut credit, sending, .. } = assignment;
+    let Sending::Native { worker, message } = sending;
     let timeout = call.deadline.saturating_duration_since(Instant::now());
     let metadata = native::CallMetadata { timeout, ..call.metadata.clone() };
-    let (mut event, mut source) = native::generate(&engine, message, metadata).await?;
+    let (mut event, mut source) = native::generate(&worker, *message, metadata).await?;
     loop {
         match &event {
             Event::Started { .. } => credit.prefill_done(),

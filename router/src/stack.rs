@@ -1,8 +1,8 @@
 //! READ FIRST: the path of a request, outside in. Both stacks are put together here and nowhere else.
 //!
 //! ```text
-//! HTTP stack        record ── admit ── routes ── api/* (wire types -> Generate)
-//! generate stack    deadline ── shadow ── retry ── dispatch ──► worker        (Call -> TokenStream)
+//! HTTP stack        record ── admit ── routes ── api/* (wire types -> Ask)
+//! generate stack    deadline ── shadow ── retry ── dispatch ──► engine        (Call -> Reply)
 //! ```
 
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use crate::record::{InProgress, RecordedBody, RequestRecord, X_REQUEST_ID};
 use crate::retry::Retry;
 use crate::shadow::Shadow;
 
-/// [`Call`](crate::dispatch::Call) to [`TokenStream`](crate::stream::TokenStream).
+/// [`Call`](crate::ask::Call) to [`Reply`](crate::reply::Reply).
 pub(crate) type GenerateStack = Deadline<Shadow<Retry<Dispatch>>>;
 
 /// The second stack, the innermost layer first.

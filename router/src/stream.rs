@@ -7,21 +7,13 @@ use std::time::Instant;
 use futures::Stream;
 use phalanx_proto::fault::{Fault, FaultCode};
 use phalanx_proto::generate::Event;
-use phalanx_proto::id::{MemberId, ModelName, Revision};
 
 use crate::deadline::Cutoff;
+use crate::engine::Identity;
 use crate::engine::native::EventSource;
 use crate::error::{Progress, RouterError};
 use crate::meter::Meter;
-
-/// Where a stream comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Placement {
-    pub(crate) worker: MemberId,
-    /// The model that answers, which the request may have named by an alias.
-    pub(crate) model: ModelName,
-    pub(crate) revision: Option<Revision>,
-}
+use crate::reply::Placement;
 
 /// Events in order; after `Usage` or an error there is nothing more. Dropping it cancels the work.
 #[derive(Debug)]
@@ -74,14 +66,18 @@ impl TokenStream {
 }
 
 impl Open {
-    fn poll(&mut self, worker: MemberId, cx: &mut Context<'_>) -> Poll<Result<Event, RouterError>> {
+    fn poll(
+        &mut self,
+        worker: &Identity,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Event, RouterError>> {
         if let Some(first) = self.first.take() {
             return Poll::Ready(Ok(first));
         }
         if let Poll::Ready(item) = self.source.poll_event(cx) {
             let ended = || Err(Fault::new(FaultCode::Unavailable, "closed the stream early"));
             let event = item.unwrap_or_else(ended).map_err(|fault| RouterError::Worker {
-                worker,
+                worker: worker.clone(),
                 progress: Progress::Started,
                 fault,
             });
@@ -104,11 +100,11 @@ impl Stream for TokenStream {
     type Item = Result<Event, RouterError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let worker = self.placement.worker;
-        let State::Open(open) = &mut self.state else { return Poll::Ready(None) };
-        let event = std::task::ready!(open.poll(worker, cx));
+        let this = &mut *self;
+        let State::Open(open) = &mut this.state else { return Poll::Ready(None) };
+        let event = std::task::ready!(open.poll(&this.placement.worker, cx));
         if matches!(event, Ok(Event::Usage(_)) | Err(_)) {
-            self.state = State::Ended;
+            this.state = State::Ended;
         }
         Poll::Ready(Some(event))
     }

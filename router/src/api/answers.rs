@@ -56,59 +56,67 @@ impl Answers {
         self.usage
     }
 
-    /// Translates an event of stream `prompt`; usage is kept for the end.
-    fn renumber(&mut self, prompt: usize, event: Event) -> Result<Option<Answer>, Fault> {
-        let first_choice = u32::try_from(prompt).unwrap_or(u32::MAX) * self.choices_per_prompt;
-        let number = |choice: u32| {
-            if choice < self.choices_per_prompt {
-                return Ok(first_choice + choice);
-            }
-            let limit = self.choices_per_prompt;
-            Err(Fault::new(FaultCode::Internal, format!("sent choice {choice} of {limit}")))
-        };
-        Ok(match event {
-            Event::Started { prompt_token_ids, .. } => {
-                Some(Answer::Started { first_choice, prompt_token_ids })
-            }
-            Event::Delta(delta) => {
-                Some(Answer::Delta(Delta { choice: number(delta.choice)?, ..delta }))
-            }
-            Event::Finished { choice, reason, stopped_by } => Some(Answer::Finished {
-                choice: number(choice)?,
-                finish: Finish { reason, stopped_by },
-            }),
-            Event::Usage(usage) => {
-                self.usage.prompt_tokens += usage.prompt_tokens;
-                self.usage.cached_tokens += usage.cached_tokens;
-                self.usage.completion_tokens += usage.completion_tokens;
-                None
-            }
-        })
-    }
-
     fn poll_one(
         &mut self,
         prompt: usize,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Answer, RouterError>>> {
         while let Some(stream) = &mut self.streams[prompt] {
-            let worker = stream.placement().worker;
-            match std::task::ready!(Pin::new(stream).poll_next(cx)) {
-                None => self.streams[prompt] = None,
+            let event = match std::task::ready!(Pin::new(&mut *stream).poll_next(cx)) {
+                None => {
+                    self.streams[prompt] = None;
+                    continue;
+                }
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),
-                Some(Ok(event)) => match self.renumber(prompt, event) {
-                    Ok(Some(answer)) => return Poll::Ready(Some(Ok(answer))),
-                    Ok(None) => {}
-                    Err(fault) => {
-                        let progress = Progress::Started;
-                        let error = RouterError::Worker { worker, progress, fault };
-                        return Poll::Ready(Some(Err(error)));
-                    }
-                },
+                Some(Ok(event)) => event,
+            };
+            match renumber(&mut self.usage, prompt, self.choices_per_prompt, event) {
+                Ok(Some(answer)) => return Poll::Ready(Some(Ok(answer))),
+                Ok(None) => {}
+                Err(fault) => {
+                    let worker = stream.placement().worker.clone();
+                    let progress = Progress::Started;
+                    let error = RouterError::Worker { worker, progress, fault };
+                    return Poll::Ready(Some(Err(error)));
+                }
             }
         }
         Poll::Ready(None)
     }
+}
+
+/// Translates an event of stream `prompt`, each of which has `choices`; `usage` is kept for the end.
+fn renumber(
+    usage: &mut Usage,
+    prompt: usize,
+    choices: u32,
+    event: Event,
+) -> Result<Option<Answer>, Fault> {
+    let first_choice = u32::try_from(prompt).unwrap_or(u32::MAX) * choices;
+    let number = |choice: u32| {
+        if choice < choices {
+            return Ok(first_choice + choice);
+        }
+        Err(Fault::new(FaultCode::Internal, format!("sent choice {choice} of {choices}")))
+    };
+    Ok(match event {
+        Event::Started { prompt_token_ids, .. } => {
+            Some(Answer::Started { first_choice, prompt_token_ids })
+        }
+        Event::Delta(delta) => {
+            Some(Answer::Delta(Delta { choice: number(delta.choice)?, ..delta }))
+        }
+        Event::Finished { choice, reason, stopped_by } => Some(Answer::Finished {
+            choice: number(choice)?,
+            finish: Finish { reason, stopped_by },
+        }),
+        Event::Usage(of_prompt) => {
+            usage.prompt_tokens += of_prompt.prompt_tokens;
+            usage.cached_tokens += of_prompt.cached_tokens;
+            usage.completion_tokens += of_prompt.completion_tokens;
+            None
+        }
+    })
 }
 
 impl Stream for Answers {

@@ -14,7 +14,7 @@ use super::openai::{json, messages, parameters};
 use super::{Gateway, Incoming, json_response};
 use crate::dispatch::Choice;
 use crate::dispatch::cost::Work;
-use crate::engine::native;
+use crate::engine::{Engine, Kind, native};
 use crate::error::{Progress, RouterError};
 use crate::retry::ATTEMPTS_MAX;
 
@@ -31,8 +31,9 @@ pub(crate) async fn tokenize(
     let metadata = &incoming.metadata;
     let answer = gateway
         .ask(&incoming, &model, async |Choice { engine, model }| {
+            let Kind::Native(worker) = &engine.kind;
             let message = pb::TokenizeRequest { model: model.to_string(), ..message.clone() };
-            let answer = native::tokenize(&engine, message, metadata.clone()).await;
+            let answer = native::tokenize(worker, message, metadata.clone()).await;
             answer.map_err(|fault| failed(&engine, fault))
         })
         .await?;
@@ -65,8 +66,9 @@ pub(crate) async fn detokenize(
     let metadata = &incoming.metadata;
     let answer = gateway
         .ask(&incoming, &model, async |Choice { engine, model }| {
+            let Kind::Native(worker) = &engine.kind;
             let message = pb::DetokenizeRequest { model: model.to_string(), ids: ids.clone() };
-            let answer = native::detokenize(&engine, message, metadata.clone()).await;
+            let answer = native::detokenize(worker, message, metadata.clone()).await;
             answer.map_err(|fault| failed(&engine, fault))
         })
         .await?;
@@ -94,8 +96,8 @@ fn tokenize_message(fields: &Fields<'_>) -> Result<pb::TokenizeRequest, Fault> {
     Ok(pb::TokenizeRequest { model: String::new(), input: Some(input), add_special_tokens })
 }
 
-fn failed(engine: &crate::engine::Engine, fault: Fault) -> RouterError {
-    RouterError::Worker { worker: engine.id, progress: Progress::NotStarted, fault }
+fn failed(engine: &Engine, fault: Fault) -> RouterError {
+    RouterError::Worker { worker: engine.identity.clone(), progress: Progress::NotStarted, fault }
 }
 
 // === impl Gateway ===

@@ -60,7 +60,7 @@ impl Fleet {
             let kept = self.engines.get(&member.id).filter(|engine| engine.is_of(member));
             let engine = kept.map_or_else(
                 || {
-                    let engine = Arc::new(Engine::new(member, Arc::clone(&self.clock)));
+                    let engine = Arc::new(Engine::of_member(member, Arc::clone(&self.clock)));
                     changes.opened.push(Arc::clone(&engine));
                     engine
                 },
@@ -76,7 +76,9 @@ impl Fleet {
         changes.closed = self
             .engines
             .values()
-            .filter(|old| fleet.engines.get(&old.id).is_none_or(|engine| !Arc::ptr_eq(engine, old)))
+            .filter(|old| {
+                fleet.engines.get(&old.id()).is_none_or(|engine| !Arc::ptr_eq(engine, old))
+            })
             .cloned()
             .collect();
         (fleet, changes)
@@ -117,7 +119,7 @@ impl Fleet {
         for is_able in [Engine::is_heard, Engine::is_up] {
             let weight_alive = |target: &AliasTarget| {
                 let is_alive =
-                    |engine: &Arc<Engine>| is_able(engine) && !excluded.contains(&engine.id);
+                    |engine: &Arc<Engine>| is_able(engine) && !excluded.contains(&engine.id());
                 let is_served = self.route_of(target).serving().any(is_alive);
                 if is_served { target.weight } else { 0 }
             };
@@ -209,7 +211,9 @@ impl<'a> Route<'a> {
     pub(crate) fn candidates(self, excluded: &[MemberId]) -> Vec<&'a Arc<Engine>> {
         let any_is_heard = self.serving().any(|engine| engine.is_heard());
         let is_able = if any_is_heard { Engine::is_heard } else { Engine::is_up };
-        self.serving().filter(|engine| is_able(engine) && !excluded.contains(&engine.id)).collect()
+        self.serving()
+            .filter(|engine| is_able(engine) && !excluded.contains(&engine.id()))
+            .collect()
     }
 
     /// Engines registered for the model at the revision asked for.

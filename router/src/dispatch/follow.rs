@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::fleet::Fleet;
-use crate::engine::{Engine, link};
+use crate::engine::{Engine, Kind, link};
 
 /// The links in operation. Dropping them disconnects everything.
 #[derive(Debug, Default)]
@@ -46,13 +46,15 @@ pub(crate) async fn follow(
 
 impl Links {
     fn open(&mut self, engine: Arc<Engine>) {
-        let key = (engine.id, engine.epoch);
-        let task = self.tasks.spawn(link::keep(engine));
+        let Kind::Native(worker) = &engine.kind;
+        let (key, worker) = ((engine.id(), worker.epoch), Arc::clone(worker));
+        let task = self.tasks.spawn(link::keep(engine, worker));
         self.by_engine.insert(key, task);
     }
 
     fn close(&mut self, engine: &Engine) {
-        if let Some(task) = self.by_engine.remove(&(engine.id, engine.epoch)) {
+        let Kind::Native(worker) = &engine.kind;
+        if let Some(task) = self.by_engine.remove(&(engine.id(), worker.epoch)) {
             task.abort();
         }
         // Reap what was aborted before, so that the set does not grow with every change.

@@ -19,8 +19,10 @@ pub(crate) async fn listen(fleet: Arc<ArcSwap<Fleet>>) {
         last = now;
         for engine in fleet.engines() {
             match engine.note_silence() {
-                Some(true) => tracing::warn!(worker = %engine.id, "worker is silent, avoiding it"),
-                Some(false) => tracing::info!(worker = %engine.id, "worker is heard again"),
+                Some(true) => {
+                    tracing::warn!(worker = %engine.identity, "worker is silent, avoiding it");
+                }
+                Some(false) => tracing::info!(worker = %engine.identity, "worker is heard again"),
                 None => {}
             }
         }

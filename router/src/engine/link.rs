@@ -14,6 +14,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
 
 use super::Engine;
+use super::native::Native;
 
 /// A peer in the same cluster answers a SYN in milliseconds, or not at all.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -46,8 +47,8 @@ enum LinkError {
     Epoch { expected: u64, got: u64 },
 }
 
-/// Marks the engine down however its link ends, an abort included.
-struct Up<'a>(&'a Engine);
+/// Marks the worker down however its link ends, an abort included.
+struct Up<'a>(&'a Native);
 
 impl Drop for Up<'_> {
     fn drop(&mut self) {
@@ -55,35 +56,38 @@ impl Drop for Up<'_> {
     }
 }
 
-/// Keeps `engine` connected until aborted.
-pub(crate) async fn keep(engine: Arc<Engine>) {
-    let mut backoff = Backoff::new(BACKOFF_FIRST, BACKOFF_MAX, engine.epoch.0);
+/// Keeps `engine`, which is at `worker`, connected until aborted.
+pub(crate) async fn keep(engine: Arc<Engine>, worker: Arc<Native>) {
+    let mut backoff = Backoff::new(BACKOFF_FIRST, BACKOFF_MAX, worker.epoch.0);
     loop {
         let mut was_up = false;
-        let error = match open(&engine).await {
+        let error = match open(&engine, &worker).await {
             Ok((channel, events)) => {
                 backoff.reset();
                 was_up = true;
-                tracing::info!(worker = %engine.id, epoch = %engine.epoch, "worker is up");
-                engine.mark_up(channel);
-                let _up = Up(&engine);
-                follow(&engine, events).await
+                tracing::info!(worker = %engine.identity, epoch = %worker.epoch, "worker is up");
+                worker.mark_up(channel);
+                let _up = Up(&worker);
+                follow(&engine, &worker, events).await
             }
             Err(error) => error,
         };
         let cause = std::error::Error::source(&error).map(ToString::to_string);
         if was_up {
-            tracing::warn!(worker = %engine.id, %error, cause, "worker is down");
+            tracing::warn!(worker = %engine.identity, %error, cause, "worker is down");
         } else {
-            tracing::debug!(worker = %engine.id, %error, cause, "worker is not reachable yet");
+            tracing::debug!(worker = %engine.identity, %error, cause, "worker is not reachable yet");
         }
         tokio::time::sleep(backoff.delay()).await;
     }
 }
 
-async fn open(engine: &Engine) -> Result<(Channel, Streaming<pb::WorkerEvent>), LinkError> {
-    let address = || engine.address.clone();
-    let channel = Endpoint::from_shared(engine.address.clone())
+async fn open(
+    engine: &Engine,
+    worker: &Native,
+) -> Result<(Channel, Streaming<pb::WorkerEvent>), LinkError> {
+    let address = || worker.address.clone();
+    let channel = Endpoint::from_shared(worker.address.clone())
         .map_err(|source| LinkError::Address { address: address(), source })?
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
@@ -106,15 +110,19 @@ async fn open(engine: &Engine) -> Result<(Channel, Streaming<pb::WorkerEvent>), 
         .await
         .map_err(|_| LinkError::SubscribeTimeout)??
         .ok_or(LinkError::Ended)?;
-    apply(engine, &first)?;
+    apply(engine, worker, &first)?;
     Ok((channel, events))
 }
 
-async fn follow(engine: &Engine, mut events: Streaming<pb::WorkerEvent>) -> LinkError {
+async fn follow(
+    engine: &Engine,
+    worker: &Native,
+    mut events: Streaming<pb::WorkerEvent>,
+) -> LinkError {
     loop {
         match events.message().await {
             Ok(Some(event)) => {
-                if let Err(error) = apply(engine, &event) {
+                if let Err(error) = apply(engine, worker, &event) {
                     return error;
                 }
             }
@@ -124,8 +132,8 @@ async fn follow(engine: &Engine, mut events: Streaming<pb::WorkerEvent>) -> Link
     }
 }
 
-fn apply(engine: &Engine, event: &pb::WorkerEvent) -> Result<(), LinkError> {
-    let (expected, got) = (engine.epoch.0, event.worker_epoch);
+fn apply(engine: &Engine, worker: &Native, event: &pb::WorkerEvent) -> Result<(), LinkError> {
+    let (expected, got) = (worker.epoch.0, event.worker_epoch);
     if expected != got {
         return Err(LinkError::Epoch { expected, got });
     }

@@ -1,16 +1,33 @@
-//! Calls to a native worker: the request's wire form, its metadata, and the typed reason when it fails.
+//! A native worker, and calls to it: the request's wire form, its metadata, and the typed reason when it fails.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use phalanx_proto::fault::{Fault, FaultCode};
 use phalanx_proto::generate::Event;
+use phalanx_proto::id::Epoch;
 use phalanx_proto::pb;
+use phalanx_proto::view::Member;
 use phalanx_proto::wire::from_status;
 use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::Channel;
 use tonic::{Request, Status, Streaming};
 
-use super::{Engine, link};
+use super::hearing::{Hearing, WakingClock};
+use super::link;
+
+/// A registered worker under one epoch, and the connection to it.
+#[derive(Debug)]
+pub(crate) struct Native {
+    pub(crate) epoch: Epoch,
+    pub(crate) address: String,
+    channel: ArcSwapOption<Channel>,
+    hearing: Hearing,
+    /// Whether operators were told last that it is silent.
+    silence_noted: AtomicBool,
+}
 
 /// What goes beside a message: the time left and the trace it belongs to.
 #[derive(Clone, Debug)]
@@ -25,11 +42,11 @@ pub(crate) struct EventSource(Streaming<pb::GenerateEvent>);
 
 /// Starts a generation and returns with its first event.
 pub(crate) async fn generate(
-    engine: &Engine,
+    worker: &Native,
     message: pb::GenerateRequest,
     metadata: CallMetadata,
 ) -> Result<(Event, EventSource), Fault> {
-    let channel = connected(engine)?;
+    let channel = connected(worker)?;
     let answer = link::client(channel).generate(request(message, metadata)).await;
     let mut source = EventSource(answer.map_err(|status| fault(&status))?.into_inner());
     let first = std::future::poll_fn(|cx| source.poll_event(cx)).await;
@@ -42,26 +59,26 @@ pub(crate) async fn generate(
 
 /// Turns text or messages into token ids.
 pub(crate) async fn tokenize(
-    engine: &Engine,
+    worker: &Native,
     message: pb::TokenizeRequest,
     metadata: CallMetadata,
 ) -> Result<pb::TokenizeResponse, Fault> {
-    let answer = link::client(connected(engine)?).tokenize(request(message, metadata)).await;
+    let answer = link::client(connected(worker)?).tokenize(request(message, metadata)).await;
     answer.map(tonic::Response::into_inner).map_err(|status| fault(&status))
 }
 
 /// Turns token ids into text.
 pub(crate) async fn detokenize(
-    engine: &Engine,
+    worker: &Native,
     message: pb::DetokenizeRequest,
     metadata: CallMetadata,
 ) -> Result<pb::DetokenizeResponse, Fault> {
-    let answer = link::client(connected(engine)?).detokenize(request(message, metadata)).await;
+    let answer = link::client(connected(worker)?).detokenize(request(message, metadata)).await;
     answer.map(tonic::Response::into_inner).map_err(|status| fault(&status))
 }
 
-fn connected(engine: &Engine) -> Result<Channel, Fault> {
-    engine.channel().ok_or_else(|| Fault::new(FaultCode::Unavailable, "not connected"))
+fn connected(worker: &Native) -> Result<Channel, Fault> {
+    worker.channel().ok_or_else(|| Fault::new(FaultCode::Unavailable, "not connected"))
 }
 
 fn request<T>(message: T, metadata: CallMetadata) -> Request<T> {
@@ -84,6 +101,56 @@ fn fault(status: &Status) -> Fault {
         fault.code = FaultCode::Unavailable;
     }
     fault
+}
+
+// === impl Native ===
+
+impl Native {
+    /// The worker of a registration; its silence is counted by `clock`.
+    pub(super) fn new(member: &Member, clock: Arc<WakingClock>) -> Self {
+        Self {
+            epoch: member.epoch,
+            address: member.address.clone(),
+            channel: ArcSwapOption::empty(),
+            hearing: Hearing::new(clock),
+            silence_noted: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) fn is_of(&self, member: &Member) -> bool {
+        self.epoch == member.epoch && self.address == member.address
+    }
+
+    pub(super) fn is_connected(&self) -> bool {
+        self.channel.load().is_some()
+    }
+
+    /// The connection, while there is one.
+    fn channel(&self) -> Option<Channel> {
+        self.channel.load().as_deref().cloned()
+    }
+
+    pub(crate) fn mark_up(&self, channel: Channel) {
+        self.channel.store(Some(Arc::new(channel)));
+    }
+
+    pub(crate) fn mark_down(&self) {
+        self.channel.store(None);
+    }
+
+    pub(super) fn heard(&self) {
+        self.hearing.heard();
+    }
+
+    pub(super) fn is_silent(&self) -> bool {
+        self.hearing.is_silent()
+    }
+
+    /// Notes whether it is silent; the news, if that changed.
+    pub(super) fn note_silence(&self, is_silent: bool) -> Option<bool> {
+        let was_silent = self.silence_noted.swap(is_silent, Ordering::Relaxed);
+        (is_silent != was_silent).then_some(is_silent)
+    }
 }
 
 // === impl EventSource ===

@@ -8,6 +8,8 @@ use phalanx_proto::view::{Alias, Capacity, Member, Model, ServedModel, ViewOp};
 use tonic::transport::Endpoint;
 
 use super::*;
+use crate::engine::Kind;
+use crate::engine::native::Native;
 
 fn member(id: u64, epoch: u64, models: &[(&str, &str)]) -> Member {
     Member {
@@ -56,15 +58,21 @@ fn alias(targets: &[(&str, Option<&str>, u32)]) -> ViewOp {
 fn fleet(ops: impl IntoIterator<Item = ViewOp>) -> Fleet {
     let (fleet, changes) = Fleet::default().next(view(ops));
     for engine in changes.opened {
-        engine.mark_up(Endpoint::from_static("http://127.0.0.1:1").connect_lazy());
+        worker(&engine).mark_up(Endpoint::from_static("http://127.0.0.1:1").connect_lazy());
     }
     fleet
+}
+
+/// The worker that `engine` is.
+fn worker(engine: &Engine) -> &Native {
+    let Kind::Native(worker) = &engine.kind;
+    worker
 }
 
 fn candidates(fleet: &Fleet, name: &str, draw: u64) -> Option<Vec<u64>> {
     let name = ModelName::from(name);
     let route = fleet.route(&name, draw, &[])?;
-    Some(route.candidates(&[]).iter().map(|engine| engine.id.0).collect())
+    Some(route.candidates(&[]).iter().map(|engine| engine.id().0).collect())
 }
 
 #[tokio::test]
@@ -79,7 +87,7 @@ async fn a_registration_that_did_not_change_keeps_its_engine() {
     let (second, changes) = first
         .next(view([ViewOp::PutMember(draining), ViewOp::PutMember(member(2, 20, &[("m", "r")]))]));
     let ids = |engines: &[Arc<Engine>]| -> Vec<_> {
-        engines.iter().map(|engine| (engine.id.0, engine.epoch.0)).collect()
+        engines.iter().map(|engine| (engine.id().0, worker(engine).epoch.0)).collect()
     };
     assert_eq!(ids(&changes.opened), [(2, 20)]);
     assert_eq!(ids(&changes.closed), [(2, 11), (3, 12)]);
@@ -97,7 +105,7 @@ async fn only_connected_ready_engines_of_the_model_are_candidates() {
         ViewOp::PutModel(Model { name: "idle".into(), revision: "r".into() }),
     ]);
     assert_eq!(candidates(&fleet, "m", 0), Some(vec![1, 4]));
-    fleet.engines[&MemberId(1)].mark_down();
+    worker(&fleet.engines[&MemberId(1)]).mark_down();
     assert_eq!(candidates(&fleet, "m", 0), Some(vec![4]));
     assert_eq!(candidates(&fleet, "idle", 0), Some(vec![]));
     assert_eq!(candidates(&fleet, "unheard-of", 0), None);
@@ -125,7 +133,7 @@ async fn an_alias_splits_by_weight_among_targets_that_are_alive() {
         }
     }
     assert_eq!(counts, [0, 75, 25]);
-    fleet.engines[&MemberId(1)].mark_down();
+    worker(&fleet.engines[&MemberId(1)]).mark_down();
     assert_eq!(candidates(&fleet, "alias", 0), Some(vec![2]));
 }
 
@@ -138,7 +146,7 @@ async fn a_target_whose_engines_failed_the_call_is_left_for_another() {
     ]);
     let name = ModelName::from("alias");
     let route = fleet.route(&name, 0, &[MemberId(1)]).unwrap();
-    let left: Vec<u64> = route.candidates(&[MemberId(1)]).iter().map(|e| e.id.0).collect();
+    let left: Vec<u64> = route.candidates(&[MemberId(1)]).iter().map(|e| e.id().0).collect();
     assert_eq!(left, [2]);
 }
 

@@ -1,0 +1,78 @@
+//! What a client asks for, and one try to have it answered: what travels down the second stack.
+//!
+//! An [`Ask`] is read once and shared by all attempts; a [`Call`] is the ask with its deadline and its history. The
+//! answer is a [`Reply`](crate::reply::Reply).
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use phalanx_proto::fault::Fault;
+use phalanx_proto::generate::{Generate, Input};
+use phalanx_proto::id::{MemberId, ModelName};
+
+use crate::dispatch::cost::Work;
+use crate::engine::native::CallMetadata;
+
+/// Tokens an answer is expected to have, where the client set no lower limit.
+pub(crate) const ANSWER_TOKENS_EXPECTED: u64 = 128;
+/// English text has about four bytes per token; a rough guess is enough to compare engines.
+const BYTES_PER_TOKEN: u64 = 4;
+
+/// One prompt to be answered, in each form that some kind of engine takes.
+#[derive(Clone, Debug)]
+pub(crate) struct Ask {
+    /// As the client named it: perhaps an alias.
+    pub(crate) model: ModelName,
+    /// What it asks of an engine, as predicted.
+    pub(crate) work: Work,
+    /// For workers over gRPC, or what their client would be told.
+    pub(crate) native: Result<Arc<Generate>, Fault>,
+}
+
+/// One ask on its way through the second stack.
+#[derive(Clone, Debug)]
+pub(crate) struct Call {
+    pub(crate) ask: Arc<Ask>,
+    /// When the request had arrived in full.
+    pub(crate) received: Instant,
+    pub(crate) deadline: Instant,
+    /// The whole time that the request was given; its deadline is the end of it.
+    pub(crate) timeout: Duration,
+    pub(crate) metadata: CallMetadata,
+    /// Which part of an alias' traffic it belongs to, in every attempt.
+    pub(crate) draw: u64,
+    /// Engines that failed this call already.
+    pub(crate) excluded: Vec<MemberId>,
+}
+
+// === impl Ask ===
+
+impl Ask {
+    /// What only native workers can answer.
+    pub(crate) fn native(generate: Generate) -> Self {
+        Self {
+            model: generate.model.clone(),
+            work: predicted_work(&generate),
+            native: Ok(Arc::new(generate)),
+        }
+    }
+}
+
+/// What the request asks of an engine, guessed from its size: the router never tokenises.
+fn predicted_work(generate: &Generate) -> Work {
+    let prefill_tokens = match &generate.input {
+        Input::Chat(chat) => {
+            let bytes: usize = chat.messages.iter().map(|message| message.content.len()).sum();
+            bytes as u64 / BYTES_PER_TOKEN
+        }
+        Input::Text(text) => text.len() as u64 / BYTES_PER_TOKEN,
+        Input::Tokens(ids) => ids.len() as u64,
+    };
+    let answer = generate.stopping.max_tokens.map_or(ANSWER_TOKENS_EXPECTED, |max_tokens| {
+        u64::from(max_tokens).min(ANSWER_TOKENS_EXPECTED)
+    });
+    Work {
+        prefill_tokens: prefill_tokens.max(1),
+        decode_tokens: answer * u64::from(generate.choices),
+    }
+}
