@@ -16,7 +16,7 @@ use tonic::{Request, Response, Status};
 
 use crate::host::Host;
 use crate::identity::Identity;
-use crate::peers::Peers;
+use crate::peers::{Line, Peers};
 use crate::store::chain;
 
 /// Calls under way to the leader. Members send a call every 2 s, so this is thousands of them.
@@ -42,7 +42,7 @@ pub(crate) struct Forwarder {
 impl Forwarder {
     pub(crate) fn new(identity: Identity, host: Arc<dyn Host>) -> Self {
         let permits = Arc::new(Semaphore::new(FORWARDS_MAX));
-        Self { peers: Peers::new(identity, host), permits }
+        Self { peers: Peers::new(identity, host, Line::Service), permits }
     }
 
     /// Calls `leader` and gives its answer as it is.

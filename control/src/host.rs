@@ -1,15 +1,23 @@
 //! What a node takes from the machine it runs on, apart from tokio's time: threads, the log's disk, the way to
 //! other nodes, the wall clock and random names. The tests' simulation brings its own.
 
+use std::error::Error;
 use std::fmt::Debug;
 use std::io;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioIo;
 use phalanx_proto::id::NodeId;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Runtime};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Channel, Endpoint, Uri};
+use tower::{Service as _, service_fn};
 
+use crate::entrance::GREETING;
+use crate::peers::Line;
 use crate::store::writer::{self, WriteQueue, WriterThread};
 use crate::store::{LogStore as _, RedbStore, StoreError, StoredLog};
 
@@ -28,8 +36,8 @@ pub(crate) trait Host: Debug + Send + Sync {
     /// Opens the log of `node` in `folder`.
     fn open_log(&self, folder: &Path, node: NodeId) -> Result<OpenedLog, StoreError>;
 
-    /// A channel that connects when first used.
-    fn connect(&self, endpoint: &Endpoint) -> Channel;
+    /// A channel that connects when first used, and then says what it is for.
+    fn connect(&self, endpoint: &Endpoint, line: Line) -> Channel;
 
     /// The wall clock, as the time since 1970; zero before that.
     fn wall_clock(&self) -> Duration;
@@ -68,8 +76,11 @@ impl Host for ThisMachine {
         Ok(OpenedLog { stored, queue, writer: Some(writer) })
     }
 
-    fn connect(&self, endpoint: &Endpoint) -> Channel {
-        endpoint.connect_lazy()
+    fn connect(&self, endpoint: &Endpoint, line: Line) -> Channel {
+        match line {
+            Line::Service => endpoint.connect_lazy(),
+            Line::Raft => endpoint.connect_with_connector_lazy(service_fn(greet)),
+        }
     }
 
     fn wall_clock(&self) -> Duration {
@@ -79,6 +90,15 @@ impl Host for ThisMachine {
     fn unique_name(&self) -> String {
         uuid::Uuid::new_v4().to_string()
     }
+}
+
+/// Connects to a peer's Raft.
+async fn greet(url: Uri) -> Result<TokioIo<TcpStream>, Box<dyn Error + Send + Sync>> {
+    let mut connector = HttpConnector::new();
+    connector.set_nodelay(true);
+    let mut connection = connector.call(url).await?;
+    connection.inner_mut().write_u8(GREETING).await?;
+    Ok(connection)
 }
 
 /// Does work that blocks where it does not hold up heartbeats.

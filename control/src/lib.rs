@@ -12,7 +12,7 @@
 //!
 //! Reading order: [`command`] and [`state`] (what may change, and how), [`liveness`], [`placement`], `feed`,
 //! `service`, `forward`, `backup`, `leader`, `checkpoint` (replicas compared), `node` (what starts and stops all of
-//! it), `identity` and `peers` (who calls whom), `raft` and `store` (adapters), `host` (the machine under them).
+//! it), `entrance` (whose connection it is), `identity` and `peers` (who calls whom), `raft` and `store` (adapters), `host` (the machine under them).
 //!
 //! Deliberately absent: prompts, tokens and load, none of which this crate ever sees; and, outside `raft`, every
 //! type of the Raft library.
@@ -22,6 +22,7 @@ pub mod backup;
 mod checkpoint;
 pub mod command;
 mod config;
+mod entrance;
 mod feed;
 mod forward;
 mod host;

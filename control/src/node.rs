@@ -1,6 +1,5 @@
 //! One control node: everything it runs, started in order and stopped in order.
 
-use std::error::Error;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,17 +12,17 @@ use phalanx_proto::MESSAGE_BYTES_MAX;
 use phalanx_proto::pb::control_server::ControlServer;
 use phalanx_proto::pb::raft_server::RaftServer;
 use prometheus_client::metrics::gauge::Gauge;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tokio_stream::Stream;
+use tokio_stream::{Stream, StreamExt as _};
 use tonic::transport::Server;
-use tonic::transport::server::Connected;
 use tonic::transport::server::TcpIncoming;
 
 use crate::config::{ConfigError, ControlConfig};
+use crate::entrance::{Connection, Entrance, Sorted};
 use crate::feed::Feed;
 use crate::forward::Forwarder;
 use crate::host::ThisMachine;
@@ -52,7 +51,8 @@ const CONNECTION_STREAMS_MAX: u32 = 1024;
 /// A control node that listens, and serves once it is [run](Control::run).
 #[derive(Debug)]
 pub struct Control {
-    listener: TcpListener,
+    /// Of no runtime yet.
+    listener: std::net::TcpListener,
     local_addr: SocketAddr,
     node: Node,
 }
@@ -126,6 +126,7 @@ impl Control {
         let listen_error = |source| StartError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(listen_error)?;
         let local_addr = listener.local_addr().map_err(listen_error)?;
+        let listener = listener.into_std().map_err(listen_error)?;
 
         let url = peers.get(&node_id).cloned().unwrap_or_else(|| format!("http://{local_addr}"));
         let host = Arc::new(ThisMachine);
@@ -158,6 +159,10 @@ impl Control {
     pub async fn run(self) -> Result<(), RunError> {
         let Self { listener, local_addr, node } = self;
         tracing::info!(node_id = node.service.node_id, address = %local_addr, "control node listens");
+        let listener = {
+            let _raft = node.runtime().enter();
+            TcpListener::from_std(listener).map_err(|error| RunError::Serve(error.to_string()))?
+        };
         // Replies are small, and nobody should wait for them to be gathered.
         node.run(TcpIncoming::from(listener).with_nodelay(Some(true))).await
     }
@@ -195,13 +200,17 @@ impl Node {
         Arc::clone(&self.service.consensus)
     }
 
+    /// Raft's runtime, which accepts the connections.
+    pub(crate) fn runtime(&self) -> &Handle {
+        self.service.consensus.runtime()
+    }
+
     /// Serves the connections that come in, until it is drained. When this returns, the data directory is
     /// closed and free.
-    pub(crate) async fn run<I, C, E>(self, incoming: I) -> Result<(), RunError>
+    pub(crate) async fn run<I, C>(self, incoming: I) -> Result<(), RunError>
     where
-        I: Stream<Item = Result<C, E>>,
-        C: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
-        E: Into<Box<dyn Error + Send + Sync>>,
+        I: Stream<Item = io::Result<C>> + Send + 'static,
+        C: Connection,
     {
         let Self { service, gauges } = self;
         let ControlService { consensus, leadership, feed, drain, .. } = service.clone();
@@ -210,9 +219,12 @@ impl Node {
         duties.spawn(vouch(consensus.statuses(), feed.clone()));
         duties.spawn(leadership.run(Arc::clone(&consensus), feed));
         duties.spawn(gauges.clone().follow(consensus.statuses()));
+        let (entrance, peers, callers) = Entrance::new();
+        duties.spawn_on(entrance.run(incoming), consensus.runtime());
+        duties.spawn_on(serve_peers(peers, RaftService::new(&consensus)), consensus.runtime());
 
         let result = tokio::select! {
-            served = serve(incoming, service, drain) => served,
+            served = serve(callers, service, drain) => served,
             reason = consensus.failed() => {
                 gauges.state_mismatch.set(u64::from(consensus.has_drifted()));
                 Err(RunError::Raft(reason))
@@ -234,29 +246,43 @@ async fn vouch(mut statuses: watch::Receiver<NodeStatus>, feed: Feed) {
     }
 }
 
-/// Serves until drained, and then for as long as calls in flight may take.
-async fn serve<I, C, E>(incoming: I, service: ControlService, drain: Drain) -> Result<(), RunError>
-where
-    I: Stream<Item = Result<C, E>>,
-    C: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
-    E: Into<Box<dyn Error + Send + Sync>>,
-{
-    let consensus = Arc::clone(&service.consensus);
-    let identity = consensus.identity().clone();
-    let raft = RaftServer::new(RaftService::new(Arc::clone(&consensus), identity))
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let server = ControlServer::new(service)
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let draining = drain.clone();
-    let serving = Server::builder()
+fn server() -> Server {
+    Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
         .http2_keepalive_timeout(Some(KEEPALIVE_WAIT_MAX))
         .max_concurrent_streams(CONNECTION_STREAMS_MAX)
-        .add_service(server)
-        .add_service(raft)
-        .serve_with_incoming_shutdown(incoming, async move {
+}
+
+/// Serves Raft's calls for as long as the node runs: a leader that leaves needs its peers' answers, and they its.
+async fn serve_peers<C>(incoming: Sorted<C>, service: RaftService)
+where
+    C: Connection,
+{
+    let raft = RaftServer::new(service)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    if let Err(error) = server().add_service(raft).serve_with_incoming(incoming).await {
+        tracing::error!(error = chain(&error), "cannot serve the calls of Raft");
+    }
+}
+
+/// Serves until drained, and then for as long as calls in flight may take.
+async fn serve<C>(
+    incoming: Sorted<C>,
+    service: ControlService,
+    drain: Drain,
+) -> Result<(), RunError>
+where
+    C: Connection,
+{
+    let consensus = Arc::clone(&service.consensus);
+    let control = ControlServer::new(service)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let draining = drain.clone();
+    let incoming = incoming.map(|accepted| accepted.and_then(Connection::driven_here));
+    let serving =
+        server().add_service(control).serve_with_incoming_shutdown(incoming, async move {
             draining.reached(Phase::Draining).await;
             consensus.hand_over().await;
         });

@@ -21,6 +21,15 @@ const KEEPALIVE_EVERY: Duration = Duration::from_secs(2);
 /// A ping unanswered for this long ends the connection.
 const KEEPALIVE_WAIT_MAX: Duration = Duration::from_secs(2);
 
+/// What channels are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Line {
+    /// Raft's calls, which the other end serves on Raft's runtime.
+    Raft,
+    /// Calls that are passed on to the leader.
+    Service,
+}
+
 /// The channels of one purpose: Raft has its own, so that forwarded calls never queue before a heartbeat.
 /// Cheap to clone.
 #[derive(Clone, Debug)]
@@ -30,6 +39,7 @@ pub(crate) struct Peers(Arc<Shared>);
 struct Shared {
     identity: Identity,
     host: Arc<dyn Host>,
+    line: Line,
     /// At most one per node that was ever a member; a changed URL replaces the channel.
     channels: Mutex<BTreeMap<NodeId, (String, Channel)>>,
 }
@@ -37,8 +47,8 @@ struct Shared {
 // === impl Peers ===
 
 impl Peers {
-    pub(crate) fn new(identity: Identity, host: Arc<dyn Host>) -> Self {
-        Self(Arc::new(Shared { identity, host, channels: Mutex::default() }))
+    pub(crate) fn new(identity: Identity, host: Arc<dyn Host>, line: Line) -> Self {
+        Self(Arc::new(Shared { identity, host, line, channels: Mutex::default() }))
     }
 
     pub(crate) fn identity(&self) -> &Identity {
@@ -64,7 +74,7 @@ impl Peers {
             .keep_alive_timeout(KEEPALIVE_WAIT_MAX)
             .keep_alive_while_idle(true)
             .tcp_nodelay(true);
-        let channel = self.0.host.connect(&endpoint);
+        let channel = self.0.host.connect(&endpoint, self.0.line);
         channels.insert(node, (url.to_owned(), channel.clone()));
         Ok(channel)
     }

@@ -15,19 +15,21 @@ mod contact;
 mod convert;
 mod group;
 mod handover;
+#[cfg(test)]
+mod inspection;
 mod log;
 mod machine;
 mod network;
 mod server;
+mod status;
 mod transfer;
 mod wire;
 
-pub(crate) use self::consensus::{
-    Consensus, ConsensusOptions, NodeStatus, ProposeError, StartConsensusError,
-};
+pub(crate) use self::consensus::{Consensus, ConsensusOptions, ProposeError, StartConsensusError};
 pub(crate) use self::group::GroupError;
 pub(crate) use self::handover::HAND_OVER_WAIT_MAX;
 pub(crate) use self::server::{RaftService, check};
+pub(crate) use self::status::NodeStatus;
 
 use crate::command::Command;
 use crate::state::Reply;

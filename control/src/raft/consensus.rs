@@ -5,28 +5,28 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::errors::{ClientWriteError, ForwardToLeader, InitializeError, RaftError};
-use openraft::{BasicNode, Raft, RaftMetrics, ReadPolicy};
+use openraft::{BasicNode, Raft, ReadPolicy};
 use parking_lot::Mutex;
 use phalanx_chassis::whole_file;
 use phalanx_proto::id::NodeId;
 use tokio::runtime::{Handle, Runtime};
-use tokio::sync::{Semaphore, watch};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use super::archive::ARCHIVES_MAX;
 use super::contact::Contact;
 use super::log::Log;
 use super::machine::Machine;
 use super::network::Network;
+use super::status::failure_in;
 use super::{Types, config};
 use crate::checkpoint::Checkpoints;
 use crate::command::Command;
 use crate::feed::Feed;
 use crate::host::{Host, OpenedLog, off_the_runtime};
 use crate::identity::Identity;
-use crate::peers::Peers;
+use crate::peers::{Line, Peers};
 use crate::state::Reply;
 use crate::store::identity::IdentityFile;
 use crate::store::snapshot::SnapshotFolder;
@@ -38,11 +38,6 @@ pub(super) const PROPOSE_WAIT_MAX: Duration = Duration::from_secs(4);
 
 /// The longest a stopping node waits for the disk.
 const STOP_WAIT_MAX: Duration = Duration::from_secs(5);
-
-/// Silence makes no event: it is looked for this often, a small part of the one that matters.
-const SILENCE_LOOK_EVERY: Duration = Duration::from_millis(100);
-
-type MetricsReceiver = openraft::type_config::alias::WatchReceiverOf<Types, RaftMetrics<Types>>;
 
 /// What a node is started from.
 #[derive(Clone, Debug)]
@@ -65,7 +60,8 @@ pub(crate) struct Consensus {
     raft: Raft<Types, Machine>,
     identity: Identity,
     contact: Contact,
-    checkpoints: Arc<Mutex<Checkpoints>>,
+    /// Where this replica's state is compared with the leader's.
+    pub(super) checkpoints: Arc<Mutex<Checkpoints>>,
     /// How peers reach this node.
     url: String,
     host: Arc<dyn Host>,
@@ -87,17 +83,6 @@ struct Opened {
 struct Threads {
     writer: Option<WriterThread>,
     runtime: OwnRuntime,
-}
-
-/// What a node knows of its group.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct NodeStatus {
-    pub(crate) term: u64,
-    /// None while the node does not hear its group: another may lead by then.
-    pub(crate) leader: Option<NodeId>,
-    pub(crate) last_applied: u64,
-    /// Every node's URL, and whether it votes.
-    pub(crate) nodes: BTreeMap<NodeId, (String, bool)>,
 }
 
 /// Why a node did not start.
@@ -147,7 +132,7 @@ impl Consensus {
         let machine = Machine::new(folder, feed, Arc::clone(&host));
         let checkpoints = machine.checkpoints();
         // Raft spawns its tasks on the runtime that starts it.
-        let network = Network(Peers::new(identity.clone(), Arc::clone(&host)));
+        let network = Network(Peers::new(identity.clone(), Arc::clone(&host), Line::Raft));
         let start = Raft::new(node_id.0, config, network, log, machine);
         let handle = runtime.handle();
         let started = handle.spawn(start).await.map_err(|error| raft_error(&error))?;
@@ -245,61 +230,6 @@ impl Consensus {
         Ok(id.to_string())
     }
 
-    /// Gives this replica a state that no log led to.
-    #[cfg(test)]
-    pub(crate) async fn drift(&self) {
-        let drift = self.raft.with_state_machine(|machine| {
-            machine.drift();
-            Box::pin(async {})
-        });
-        drift.await.unwrap();
-    }
-
-    /// The last index at which the replicas were compared.
-    #[cfg(test)]
-    pub(crate) fn compared(&self) -> u64 {
-        self.checkpoints.lock().compared().0
-    }
-
-    /// The state as it is applied, for tests; none once Raft has ended.
-    #[cfg(test)]
-    pub(crate) async fn state(&self) -> Option<crate::state::State> {
-        let read = self.raft.with_state_machine(|machine| {
-            let state = machine.state().clone();
-            Box::pin(async move { state })
-        });
-        read.await.ok()
-    }
-
-    /// Begins to snapshot the state and drop the log, if Raft runs.
-    #[cfg(test)]
-    pub(crate) async fn try_compact(&self) {
-        let snapshot = |metrics: &RaftMetrics<Types>| metrics.snapshot.map(|id| id.index);
-        let before = snapshot(&self.raft.metrics().borrow_watched());
-        let wait = self.raft.wait(Some(PROPOSE_WAIT_MAX));
-        if self.raft.trigger().snapshot().await.is_ok()
-            && let Ok(metrics) = wait.metrics(|it| snapshot(it) > before, "snapshot").await
-            && let Some(index) = snapshot(&metrics)
-        {
-            let _ended = self.raft.trigger().purge_log(index).await;
-        }
-    }
-
-    /// Snapshots the state and drops the log up to there; gives that index.
-    #[cfg(test)]
-    pub(crate) async fn compact(&self) -> u64 {
-        let applied = self.status().last_applied;
-        let wait = self.raft.wait(Some(PROPOSE_WAIT_MAX));
-        self.raft.trigger().snapshot().await.unwrap();
-        let at = |id: Option<super::LogId>| id.map_or(0, |id| id.index);
-        let snapshot = wait.metrics(|m| at(m.snapshot) >= applied, "snapshot");
-        let snapshot = at(snapshot.await.unwrap().snapshot);
-        self.raft.trigger().purge_log(snapshot).await.unwrap();
-        let purged = wait.metrics(|m| at(m.purged) >= snapshot, "purged");
-        purged.await.unwrap();
-        snapshot
-    }
-
     /// To be told of the leader's calls.
     pub(super) const fn contact(&self) -> &Contact {
         &self.contact
@@ -308,6 +238,11 @@ impl Consensus {
     /// Where this node tells others to reach it.
     pub(super) fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Where Raft runs, and with it whatever must not wait for anything else.
+    pub(crate) const fn runtime(&self) -> &Handle {
+        &self.handle
     }
 
     pub(super) const fn host(&self) -> &Arc<dyn Host> {
@@ -322,35 +257,6 @@ impl Consensus {
     /// For the calls of peers.
     pub(super) const fn raft(&self) -> &Raft<Types, Machine> {
         &self.raft
-    }
-
-    /// What this node knows of its group.
-    pub(crate) fn status(&self) -> NodeStatus {
-        status_of(&self.raft.metrics().borrow_watched(), &self.contact)
-    }
-
-    /// Follows [`Consensus::status`] for as long as the node runs.
-    pub(crate) fn statuses(&self) -> watch::Receiver<NodeStatus> {
-        let mut metrics: MetricsReceiver = self.raft.metrics();
-        let (sender, receiver) = watch::channel(self.status());
-        let contact = self.contact.clone();
-        self.handle.spawn(async move {
-            let mut look = interval(SILENCE_LOOK_EVERY);
-            look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            while !sender.is_closed() {
-                tokio::select! {
-                    changed = metrics.changed() => if changed.is_err() { return },
-                    _ = look.tick() => {}
-                }
-                let status = status_of(&metrics.borrow_watched(), &contact);
-                sender.send_if_modified(|current| {
-                    let changed = *current != status;
-                    *current = status;
-                    changed
-                });
-            }
-        });
-        receiver
     }
 
     /// What this node, as the leader, should put into the log for its replicas to compare.
@@ -406,15 +312,6 @@ impl Drop for OwnRuntime {
     }
 }
 
-impl NodeStatus {
-    /// The leader and its URL, as far as known.
-    pub(crate) fn leader_url(&self) -> Option<(NodeId, &str)> {
-        let leader = self.leader?;
-        let (url, _votes) = self.nodes.get(&leader)?;
-        Some((leader, url))
-    }
-}
-
 fn open(options: &ConsensusOptions) -> Result<Opened, StoreError> {
     let ConsensusOptions { node_id, data_dir, peers, host, .. } = options;
     whole_file::create_folder(data_dir)?;
@@ -424,32 +321,6 @@ fn open(options: &ConsensusOptions) -> Result<Opened, StoreError> {
     let file = IdentityFile::new(data_dir);
     let identity = Identity::open(file, *node_id, configured, Arc::clone(host))?;
     Ok(Opened { log: Log::new(stored, queue), folder, writer, identity })
-}
-
-/// Waits until Raft reports that it cannot go on.
-pub(super) async fn failure_in(mut metrics: MetricsReceiver) -> String {
-    loop {
-        if let Err(fatal) = &metrics.borrow_watched().running_state {
-            return chain(fatal);
-        }
-        if metrics.changed().await.is_err() {
-            return "Raft has ended".to_owned();
-        }
-    }
-}
-
-fn status_of(metrics: &RaftMetrics<Types>, contact: &Contact) -> NodeStatus {
-    let membership = metrics.membership_config.membership();
-    let voters: Vec<u64> = membership.voter_ids().collect();
-    let nodes = membership.nodes();
-    NodeStatus {
-        term: metrics.current_term,
-        leader: contact.leader(metrics),
-        last_applied: metrics.last_applied.map_or(0, |applied| applied.index),
-        nodes: nodes
-            .map(|(id, node)| (NodeId(*id), (node.addr.clone(), voters.contains(id))))
-            .collect(),
-    }
 }
 
 /// What the library refused a write with.

@@ -10,8 +10,8 @@ use phalanx_proto::change::GroupChange;
 use phalanx_proto::id::NodeId;
 use tokio::time::timeout;
 
-use super::consensus::{NodeStatus, PROPOSE_WAIT_MAX, propose_error};
-use super::{Consensus, ProposeError, Types};
+use super::consensus::{PROPOSE_WAIT_MAX, propose_error};
+use super::{Consensus, NodeStatus, ProposeError, Types};
 use crate::command::ADDRESS_BYTES_MAX;
 
 /// How many entries a node may lack when it is given a vote: it must not slow the commits that it counts for.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use openraft::Raft;
 use openraft::errors::Fatal;
 use openraft::raft::AppendEntriesResponse;
 use openraft::type_config::alias::SnapshotOf;
@@ -10,16 +11,19 @@ use phalanx_proto::pb;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
+use super::contact::Contact;
+use super::machine::Machine;
 use super::transfer::{Incoming, Part, Taken};
 use super::wire::MessageError;
 use super::{Consensus, Types, wire};
 use crate::identity::{Identity, IdentityError};
 use crate::store::chain;
 
-/// The Raft service of one node.
+/// The Raft service of one node. It holds nothing that owns the runtime it is served on.
 #[derive(Clone, Debug)]
 pub(crate) struct RaftService {
-    consensus: Arc<Consensus>,
+    raft: Raft<Types, Machine>,
+    contact: Contact,
     identity: Identity,
     incoming: Arc<Mutex<Incoming>>,
 }
@@ -27,8 +31,13 @@ pub(crate) struct RaftService {
 // === impl RaftService ===
 
 impl RaftService {
-    pub(crate) fn new(consensus: Arc<Consensus>, identity: Identity) -> Self {
-        Self { consensus, identity, incoming: Arc::default() }
+    pub(crate) fn new(consensus: &Consensus) -> Self {
+        Self {
+            raft: consensus.raft().clone(),
+            contact: consensus.contact().clone(),
+            identity: consensus.identity().clone(),
+            incoming: Arc::default(),
+        }
     }
 
     async fn accept<T>(&self, request: Request<T>) -> Result<T, Status> {
@@ -54,7 +63,7 @@ impl RaftService {
         let meta = wire::parse_snapshot_meta(&chunk).map_err(malformed)?;
         let vote = wire::parse_vote("vote", chunk.vote).map_err(malformed)?;
         let snapshot = SnapshotOf::<Types, Vec<u8>> { meta, snapshot: body };
-        let installed = self.consensus.raft().install_full_snapshot(vote, snapshot).await;
+        let installed = self.raft.install_full_snapshot(vote, snapshot).await;
         let vote = wire::vote(&installed.map_err(|error| stopped(&error))?.vote);
         Ok(pb::SnapshotProgress { received_bytes: chunk.total_bytes, vote: Some(vote) })
     }
@@ -68,11 +77,11 @@ impl pb::raft_server::Raft for RaftService {
     ) -> Result<Response<pb::AppendEntriesResponse>, Status> {
         let request = self.accept(request).await?;
         let request = wire::parse_append_request(&request).map_err(malformed)?;
-        let response = self.consensus.raft().append_entries(request).await;
+        let response = self.raft.append_entries(request).await;
         let response = response.map_err(|error| stopped(&error))?;
         // Anything but a refusal is for the leader that this node follows.
         if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
-            self.consensus.contact().heard();
+            self.contact.heard();
         }
         Ok(Response::new(wire::append_response(&response)))
     }
@@ -83,7 +92,7 @@ impl pb::raft_server::Raft for RaftService {
     ) -> Result<Response<pb::VoteResponse>, Status> {
         let request = self.accept(request).await?;
         let request = wire::parse_vote_request(request).map_err(malformed)?;
-        let response = self.consensus.raft().vote(request).await;
+        let response = self.raft.vote(request).await;
         Ok(Response::new(wire::vote_response(&response.map_err(|error| stopped(&error))?)))
     }
 
@@ -93,7 +102,7 @@ impl pb::raft_server::Raft for RaftService {
     ) -> Result<Response<pb::VoteResponse>, Status> {
         let request = self.accept(request).await?;
         let request = wire::parse_vote_request(request).map_err(malformed)?;
-        let response = self.consensus.raft().pre_vote(request).await;
+        let response = self.raft.pre_vote(request).await;
         Ok(Response::new(wire::vote_response(&response.map_err(|error| stopped(&error))?)))
     }
 
@@ -103,7 +112,7 @@ impl pb::raft_server::Raft for RaftService {
     ) -> Result<Response<pb::TransferLeaderResponse>, Status> {
         let request = self.accept(request).await?;
         let request = wire::parse_transfer_request(request).map_err(malformed)?;
-        let response = self.consensus.raft().handle_transfer_leader(request).await;
+        let response = self.raft.handle_transfer_leader(request).await;
         let response = response.map_err(|error: Fatal<Types>| stopped(&error))?;
         Ok(Response::new(wire::transfer_response(&response)))
     }

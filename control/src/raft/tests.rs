@@ -19,16 +19,16 @@ use phalanx_proto::view::Model;
 use tempfile::TempDir;
 use tokio::time::timeout;
 
-use super::consensus::failure_in;
 use super::log::Log;
 use super::machine::Machine;
 use super::network::Network;
+use super::status::failure_in;
 use super::{Entry, LogId, Types, config};
 use crate::command::Command;
 use crate::feed::Feed;
 use crate::host::{Host, ThisMachine};
 use crate::identity::Identity;
-use crate::peers::Peers;
+use crate::peers::{Line, Peers};
 use crate::store::identity::IdentityFile;
 use crate::store::snapshot::SnapshotFolder;
 use crate::store::writer::WriterThread;
@@ -137,7 +137,7 @@ async fn a_disk_that_fails_stops_the_node_and_is_named() {
     let config = Arc::new(config::config().unwrap());
     let identity = IdentityFile::new(folder.path());
     let identity = Identity::open(identity, NodeId(0), BTreeSet::new(), Arc::clone(&host)).unwrap();
-    let network = Network(Peers::new(identity, host));
+    let network = Network(Peers::new(identity, host, Line::Raft));
     let raft = Raft::new(0, config, network, log, machine).await.unwrap();
     // Forming the group is the first write; whether it is answered before the node stops does not matter.
     let _answer = raft.initialize(BTreeMap::from([(0, BasicNode::new("http://c:1"))])).await;

@@ -16,6 +16,7 @@ use tokio::time::{sleep, timeout};
 use super::history::{Asked, History, Seen, Told};
 use super::network::{HostId, Network};
 use super::scenario::NODES;
+use crate::peers::Line;
 
 /// What workers serve.
 const MODEL: &str = "m";
@@ -44,7 +45,7 @@ impl Client {
         let first = rng.random_range(0..NODES.len());
         let urls = (0..NODES.len()).map(|turn| Network::url(NODES[(first + turn) % NODES.len()]));
         let urls: Vec<String> = urls.collect();
-        let connect = |endpoint: &_| self.network.channel(self.host, endpoint);
+        let connect = |endpoint: &_| self.network.channel(self.host, endpoint, Line::Service);
         ControlClient::with_connect(&urls, connect).unwrap()
     }
 

@@ -20,6 +20,7 @@ use tonic::transport::{Channel, Endpoint};
 use super::history::History;
 use super::network::Network;
 use crate::host::{Host, OpenedLog};
+use crate::peers::Line;
 use crate::store::record::EntryRecord;
 use crate::store::writer::{self, Job, Writer};
 use crate::store::{LogStore, LogWrite, StoreError, StoredLog};
@@ -108,8 +109,8 @@ impl Host for Machine {
         Ok(OpenedLog { stored, queue, writer: None })
     }
 
-    fn connect(&self, endpoint: &Endpoint) -> Channel {
-        self.network.channel(self.node.0, endpoint)
+    fn connect(&self, endpoint: &Endpoint, line: Line) -> Channel {
+        self.network.channel(self.node.0, endpoint, line)
     }
 
     fn wall_clock(&self) -> Duration {

@@ -12,13 +12,15 @@ use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::transport::server::Connected;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use super::history::History;
+use crate::entrance::{Connection, GREETING};
+use crate::peers::Line;
 
 /// A machine on the network.
 pub(super) type HostId = u64;
@@ -128,14 +130,18 @@ impl Network {
     }
 
     /// A channel from `host` that connects when first used.
-    pub(super) fn channel(&self, host: HostId, endpoint: &Endpoint) -> Channel {
+    pub(super) fn channel(&self, host: HostId, endpoint: &Endpoint, line: Line) -> Channel {
         let network = self.clone();
         endpoint.connect_with_connector_lazy(tower::service_fn(move |uri: Uri| {
             let network = network.clone();
             async move {
                 let to = uri.host().and_then(|name| name.strip_prefix('h')?.parse().ok());
                 let to = to.ok_or(io::ErrorKind::AddrNotAvailable)?;
-                network.connect(host, to).await.map(TokioIo::new)
+                let mut stream = network.connect(host, to).await?;
+                if line == Line::Raft {
+                    stream.write_u8(GREETING).await?;
+                }
+                Ok::<_, io::Error>(TokioIo::new(stream))
             }
         }))
     }
@@ -324,6 +330,28 @@ impl Connected for Stream {
     type ConnectInfo = ();
 
     fn connect_info(&self) {}
+}
+
+impl Connection for Stream {
+    fn poll_first(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Option<u8>>> {
+        let mut inner = self.network.0.lock();
+        let Some(ends) = inner.connections.get_mut(&self.connection) else {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        };
+        let end = &mut ends[self.side];
+        match (end.inbox.front(), end.closed) {
+            (Some(first), _) => Poll::Ready(Ok(Some(*first))),
+            (None, Some(_)) => Poll::Ready(Ok(None)),
+            (None, None) => {
+                end.reader = Some(context.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+
+    fn driven_here(self) -> io::Result<Self> {
+        Ok(self)
+    }
 }
 
 impl AsyncRead for Stream {

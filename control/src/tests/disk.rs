@@ -24,6 +24,7 @@ use super::{LONG, Node, WAIT_MAX, any_port, config, folder, once_led};
 use crate::RunError;
 use crate::host::{Host, OpenedLog, ThisMachine};
 use crate::liveness::Timings;
+use crate::peers::Line;
 use crate::raft::ConsensusOptions;
 use crate::store::{LogStore, LogWrite, RedbStore, StoreError, StoredLog, writer};
 
@@ -69,8 +70,8 @@ impl Host for FailingDisk {
         Ok(OpenedLog { stored, queue, writer: Some(writer) })
     }
 
-    fn connect(&self, endpoint: &Endpoint) -> Channel {
-        ThisMachine.connect(endpoint)
+    fn connect(&self, endpoint: &Endpoint, line: Line) -> Channel {
+        ThisMachine.connect(endpoint, line)
     }
 
     fn wall_clock(&self) -> Duration {

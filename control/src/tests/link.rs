@@ -34,6 +34,11 @@ impl Link {
         *self.shared.target.lock() = Some(target);
     }
 
+    /// Breaks every connection; new ones are taken.
+    pub(super) fn interrupt(&self) {
+        self.shared.connections.lock().abort_all();
+    }
+
     /// Breaks every connection and takes no new one.
     pub(super) fn cut(&self) {
         *self.shared.target.lock() = None;

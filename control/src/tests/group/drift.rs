@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::checkpoint::CHECKPOINT_EVERY;
+use crate::tests::LONG;
 
 /// Writes until the group has compared its replicas once more, which every node in `at` notices.
 async fn write_past_a_checkpoint(group: &Group, through: u64, name: &str, at: &[u64]) {
