@@ -45,6 +45,18 @@ pub struct Generate {
     pub return_token_ids: bool,
     /// Separates prefix caches of tenants; empty shares.
     pub cache_salt: String,
+    /// How far each choice had come at another worker of the same revision; empty: it is a new request. These
+    /// tokens count for every limit, penalty, seed and stop, and for the usage, but are not told again.
+    pub resume: Vec<ChoiceProgress>,
+}
+
+/// The part of one choice that is generated already.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ChoiceProgress {
+    /// Its tokens, in order.
+    pub token_ids: Vec<u32>,
+    /// Whether its end was told: then only its tokens still count, for the usage.
+    pub is_finished: bool,
 }
 
 /// What a request continues.
@@ -280,7 +292,33 @@ impl Generate {
         check("n", self.choices, 1, CHOICES_MAX)?;
         check("top_logprobs", self.top_logprobs.unwrap_or(0), 0, TOP_LOGPROBS_MAX)?;
         self.sampling.validate()?;
-        self.stopping.validate()
+        self.stopping.validate()?;
+        self.validate_resume()
+    }
+
+    fn validate_resume(&self) -> Result<(), Fault> {
+        if self.resume.is_empty() {
+            return Ok(());
+        }
+        if self.resume.len() != self.choices as usize {
+            let message = format!(
+                "resume must tell of {} choices, one by one, got {}",
+                self.choices,
+                self.resume.len()
+            );
+            return Err(Fault::invalid("resume", message));
+        }
+        if self.resume.iter().all(|choice| choice.is_finished) {
+            return Err(Fault::invalid("resume", "resume must leave a choice to go on with"));
+        }
+        let tokens = self.resume.iter().map(|choice| choice.token_ids.len()).max().unwrap_or(0);
+        let tokens_max = self.stopping.max_tokens.map_or(usize::MAX, |max| max as usize);
+        if tokens > tokens_max {
+            let message =
+                format!("resume must hold at most max_tokens ({tokens_max}) tokens, got {tokens}");
+            return Err(Fault::invalid("resume", message));
+        }
+        Ok(())
     }
 }
 

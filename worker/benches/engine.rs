@@ -129,6 +129,7 @@ impl Subject {
                     (0..prompt).map(|at| 3 + (at * 7 + index) % 2000).collect();
                 let request = SequenceRequest {
                     prompt,
+                    generated: Arc::from([]),
                     sampling: Sampling { temperature: 0.0, ..Sampling::default() },
                     max_tokens,
                     min_tokens: 0,

@@ -13,6 +13,7 @@ mod seat;
 mod text_jobs;
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::{BoxStream, StreamExt as _};
@@ -33,6 +34,7 @@ use tonic::{Request, Response, Status};
 
 use self::admission::Admitted;
 pub use self::admission::Served;
+use self::choice::Beginning;
 use self::deadline::timeout_of;
 use self::generation::{Deadline, Generation};
 use self::load_feed::LoadFeed;
@@ -51,6 +53,8 @@ const TOKENIZED_BYTES_MAX: usize = 1 << 20;
 const DETOKENIZED_IDS_MAX: usize = 1 << 20;
 /// Longest text they may come to, in bytes: it fits a message.
 const DETOKENIZED_BYTES_MAX: usize = MESSAGE_BYTES_MAX / 2;
+/// Text that a token usually stands for, in bytes: how much work it is to take tokens into an answer again.
+const TOKEN_BYTES_USUAL: usize = 4;
 /// A router that vanished without a word is noticed, and its requests dropped, after this and the next.
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(5);
 /// How long a router has to answer a ping.
@@ -130,8 +134,9 @@ impl WorkerService {
         let (generate, prompt) = tokenized(&open.seated, generate).await?;
         let admitted = Admitted::new(generate, prompt, served, text)?;
         // For all choices at once: a stream that has begun is not refused for want of a place.
-        let places = engine.reserve(admitted.generate.choices)?;
-        Generation::start(open, admitted, deadline, places)
+        let places = engine.reserve(admitted.sequences())?;
+        let (admitted, choices) = beginnings(&open.seated, admitted).await?;
+        Generation::start(open, admitted, deadline, places, choices)
     }
 
     fn check_epoch(&self, routed_by: Epoch) -> Result<(), Fault> {
@@ -227,6 +232,22 @@ async fn tokenized(seated: &Seated, generate: Generate) -> Result<(Generate, Vec
         Ok((generate, prompt))
     };
     seated.prompts.run(bytes, prompt).await
+}
+
+/// The choices that are not finished yet, with what was generated of them elsewhere taken in.
+async fn beginnings(
+    seated: &Seated,
+    admitted: Admitted,
+) -> Result<(Admitted, Vec<Beginning>), Fault> {
+    let bytes = admitted.resumed_tokens() as usize * TOKEN_BYTES_USUAL;
+    let text = Arc::clone(&seated.text);
+    let begin = move |_: &Text| {
+        let choices = admitted.open_choices();
+        let begun = choices.map(|choice| Beginning::new(choice, &admitted, Arc::clone(&text)));
+        let begun = begun.collect::<Result<_, Fault>>()?;
+        Ok((admitted, begun))
+    };
+    seated.prompts.run(bytes, begin).await
 }
 
 fn check_size(param: &str, bytes: usize) -> Result<(), Fault> {

@@ -31,6 +31,7 @@ fn chunks(input: Input, cache_salt: &str) -> Chunks {
         top_logprobs: None,
         return_token_ids: false,
         cache_salt: cache_salt.to_owned(),
+        resume: Vec::new(),
     })
 }
 

@@ -4,8 +4,8 @@ use serde_json::{Map, Value};
 
 use super::{WireError, required};
 use crate::generate::{
-    Chat, Delta, Event, FinishReason, Generate, Input, Message, Sampling, SpeakerRole, StoppedBy,
-    Stopping, TokenLogprob, TokenScore, Usage,
+    Chat, ChoiceProgress, Delta, Event, FinishReason, Generate, Input, Message, Sampling,
+    SpeakerRole, StoppedBy, Stopping, TokenLogprob, TokenScore, Usage,
 };
 use crate::id::{Epoch, ModelName, RequestId};
 use crate::pb;
@@ -31,6 +31,7 @@ impl Generate {
             top_logprobs: self.top_logprobs,
             return_token_ids: self.return_token_ids,
             cache_salt: self.cache_salt,
+            resume: self.resume.into_iter().map(Into::into).collect(),
         }
     }
 }
@@ -54,7 +55,20 @@ impl TryFrom<pb::GenerateRequest> for Generate {
             top_logprobs: wire.top_logprobs,
             return_token_ids: wire.return_token_ids,
             cache_salt: wire.cache_salt,
+            resume: wire.resume.into_iter().map(Into::into).collect(),
         })
+    }
+}
+
+impl From<ChoiceProgress> for pb::ChoiceProgress {
+    fn from(choice: ChoiceProgress) -> Self {
+        Self { token_ids: choice.token_ids, finished: choice.is_finished }
+    }
+}
+
+impl From<pb::ChoiceProgress> for ChoiceProgress {
+    fn from(wire: pb::ChoiceProgress) -> Self {
+        Self { token_ids: wire.token_ids, is_finished: wire.finished }
     }
 }
 
@@ -309,5 +323,62 @@ impl From<TokenScore> for pb::TokenScore {
 impl From<pb::TokenScore> for TokenScore {
     fn from(wire: pb::TokenScore) -> Self {
         Self { token_id: wire.token_id, token: wire.token, logprob: wire.logprob }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request() -> Generate {
+        let choice =
+            |ids: &[u32], is_finished| ChoiceProgress { token_ids: ids.into(), is_finished };
+        Generate {
+            request_id: "r".into(),
+            model: "m".into(),
+            input: Input::Tokens(vec![1, 2]),
+            sampling: Sampling { seed: 7, logit_bias: vec![(3, 0.5)], ..Sampling::default() },
+            stopping: Stopping {
+                max_tokens: Some(2),
+                min_tokens: 1,
+                strings: vec!["x".to_owned()],
+                token_ids: vec![4],
+                ignore_eos: true,
+            },
+            choices: 3,
+            top_logprobs: Some(5),
+            return_token_ids: true,
+            cache_salt: "s".to_owned(),
+            resume: vec![choice(&[8, 9], true), choice(&[6], false), choice(&[], false)],
+        }
+    }
+
+    #[test]
+    fn a_request_survives_the_wire() {
+        let wire = request().into_wire(Epoch(5));
+        assert_eq!(wire.worker_epoch, 5);
+        assert_eq!(Generate::try_from(wire).unwrap(), request());
+    }
+
+    #[test]
+    fn a_resumed_request_tells_of_each_choice_and_leaves_one_to_go_on_with() {
+        request().validate().unwrap();
+        let with = |change: fn(&mut Generate)| {
+            let mut generate = request();
+            change(&mut generate);
+            generate.validate().unwrap_err()
+        };
+        for fault in [
+            with(|generate| generate.choices = 2),
+            with(|generate| generate.resume.truncate(1)),
+            with(|generate| {
+                for choice in &mut generate.resume {
+                    choice.is_finished = true;
+                }
+            }),
+            with(|generate| generate.resume[1].token_ids = vec![6; 3]),
+        ] {
+            assert_eq!(fault.param.as_deref(), Some("resume"), "{fault}");
+        }
     }
 }

@@ -14,11 +14,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 pub struct SequenceRequest {
     /// The prompt; never empty, shorter than the context.
     pub prompt: Arc<[u32]>,
+    /// What was generated elsewhere already, fewer tokens than `max_tokens`: the sequence goes on after them, as
+    /// if this engine had drawn them.
+    pub generated: Arc<[u32]>,
     /// How tokens are drawn. The seed is the choice's own.
     pub sampling: Sampling,
-    /// Most tokens to generate, at least 1; prompt and output together fit the context.
+    /// Most tokens to generate, at least 1 and those generated elsewhere included; prompt and output together
+    /// fit the context.
     pub max_tokens: u32,
-    /// End tokens are not drawn before this many tokens.
+    /// End tokens are not drawn before this many tokens, wherever these were generated.
     pub min_tokens: u32,
     /// Drawing one of these ends the sequence.
     pub end_tokens: Arc<[u32]>,
@@ -106,6 +110,21 @@ pub struct Places(#[expect(dead_code, reason = "held for its drop")] OwnedSemaph
 pub struct SequenceStream {
     events: mpsc::UnboundedReceiver<SequenceEvent>,
     mail: SyncSender<Mail>,
+}
+
+// === impl SequenceRequest ===
+
+impl SequenceRequest {
+    /// Whether `token` is the last, as the `count`-th one generated.
+    pub(crate) fn finish_of(&self, token: u32, count: usize) -> Option<TokenFinish> {
+        if self.end_tokens.contains(&token) {
+            Some(TokenFinish::EndToken)
+        } else if count >= self.max_tokens as usize {
+            Some(TokenFinish::Length)
+        } else {
+            None
+        }
+    }
 }
 
 // === impl EngineHandle ===

@@ -1,6 +1,7 @@
 //! One sequence: its tokens, how far they are computed, and what it still wants.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use phalanx_kernels::sample::{Penalties, SampleRow};
 
@@ -17,7 +18,8 @@ pub struct SequenceId(pub u64);
 pub struct Waiting {
     pub(super) id: SequenceId,
     pub(super) request: SequenceRequest,
-    /// Prompt and generated tokens: a preempted sequence comes back with what it had drawn.
+    /// Prompt and generated tokens: a preempted sequence comes back with what it had drawn, and one that another
+    /// worker began comes with what was drawn there.
     pub(super) tokens: Vec<u32>,
     /// Whether its start was told: a preempted sequence starts once.
     pub(super) started: bool,
@@ -43,7 +45,7 @@ struct Repeats {
 // === impl Waiting ===
 
 impl Waiting {
-    /// A new sequence.
+    /// A sequence that was not seen before.
     pub fn new(id: SequenceId, request: SequenceRequest) -> Self {
         let sampling = &request.sampling;
         let repeats = (sampling.presence_penalty != 0.0
@@ -58,11 +60,15 @@ impl Waiting {
                     distinct.into_iter().collect()
                 },
             });
-        let tokens = request.prompt.to_vec();
-        Self { id, request, tokens, started: false, repeats }
+        let (tokens, generated) = (request.prompt.to_vec(), Arc::clone(&request.generated));
+        let mut sequence = Self { id, request, tokens, started: false, repeats };
+        for &token in generated.iter() {
+            sequence.append(token);
+        }
+        sequence
     }
 
-    /// Tokens drawn so far.
+    /// Tokens drawn so far, here or elsewhere.
     pub fn generated(&self) -> usize {
         self.tokens.len() - self.request.prompt.len()
     }
@@ -96,16 +102,14 @@ impl Waiting {
 
     /// Appends a drawn token; says whether it was the last.
     pub fn push(&mut self, token: u32) -> Option<TokenFinish> {
+        self.append(token);
+        self.request.finish_of(token, self.generated())
+    }
+
+    fn append(&mut self, token: u32) {
         self.tokens.push(token);
         if let Some(repeats) = &mut self.repeats {
             *repeats.generated.entry(token).or_insert(0) += 1;
-        }
-        if self.request.end_tokens.contains(&token) {
-            Some(TokenFinish::EndToken)
-        } else if self.generated() >= self.request.max_tokens as usize {
-            Some(TokenFinish::Length)
-        } else {
-            None
         }
     }
 }

@@ -45,6 +45,7 @@ impl Fixture {
     fn submit(&self, max_tokens: u32) -> SequenceStream {
         let request = SequenceRequest {
             prompt: Arc::from([1, 2, 3]),
+            generated: Arc::from([]),
             sampling: Sampling::default(),
             max_tokens,
             min_tokens: 0,

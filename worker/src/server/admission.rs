@@ -44,6 +44,10 @@ impl Admitted {
         served.check_ids("logit_bias", &biased)?;
         served.check_ids("stop_token_ids", &generate.stopping.token_ids)?;
         let max_tokens = served.max_tokens(&generate, prompt.len())?;
+        for choice in &generate.resume {
+            served.check_ids("resume", &choice.token_ids)?;
+            check_resumed(choice.token_ids.len(), max_tokens)?;
+        }
         Ok(Self {
             end_tokens: end_tokens(&generate.stopping, text),
             cache_salt: generate.cache_salt.as_str().into(),
@@ -53,12 +57,38 @@ impl Admitted {
         })
     }
 
+    /// The tokens of one choice that were generated elsewhere.
+    fn resumed(&self, choice: u32) -> &[u32] {
+        let resumed = self.generate.resume.get(choice as usize);
+        resumed.map_or(&[], |choice| &choice.token_ids)
+    }
+
+    /// The tokens of all choices that were generated elsewhere.
+    pub(super) fn resumed_tokens(&self) -> u32 {
+        let tokens: usize = self.generate.resume.iter().map(|choice| choice.token_ids.len()).sum();
+        u32::try_from(tokens).unwrap_or(u32::MAX)
+    }
+
+    /// The choices whose end was not told yet.
+    pub(super) fn open_choices(&self) -> impl Iterator<Item = u32> {
+        let resume = &self.generate.resume;
+        (0..self.generate.choices)
+            .filter(|&choice| !resume.get(choice as usize).is_some_and(|told| told.is_finished))
+    }
+
+    /// How many sequences the request comes to.
+    pub(super) fn sequences(&self) -> u32 {
+        let finished = self.generate.resume.iter().filter(|choice| choice.is_finished).count();
+        self.generate.choices - u32::try_from(finished).unwrap_or(self.generate.choices)
+    }
+
     /// The engine's part of one choice.
     pub(super) fn sequence(&self, choice: u32) -> SequenceRequest {
         let mut sampling = self.generate.sampling.clone();
         sampling.seed = choice_seed(sampling.seed, choice);
         SequenceRequest {
             prompt: Arc::clone(&self.prompt),
+            generated: self.resumed(choice).into(),
             sampling,
             max_tokens: self.max_tokens,
             // A prompt near the context's end leaves less room than `min_tokens` may ask for.
@@ -122,6 +152,14 @@ impl Served {
         );
         Fault::new(FaultCode::ContextLengthExceeded, message).with_param(param)
     }
+}
+
+fn check_resumed(tokens: usize, tokens_max: u32) -> Result<(), Fault> {
+    if tokens <= tokens_max as usize {
+        return Ok(());
+    }
+    let message = format!("an answer has at most {tokens_max} tokens here, resume holds {tokens}");
+    Err(Fault::new(FaultCode::ContextLengthExceeded, message).with_param("resume"))
 }
 
 /// The model's own end tokens, unless told to go on past them, and the request's.

@@ -1,4 +1,7 @@
 //! One choice: its tokens from the engine, turned into text, until something ends it.
+//!
+//! A choice that another worker began starts by taking the tokens it has again, text side only: what that held
+//! back (half a character, what may become a stop string) is held back here too, and the rest is with the client.
 
 use std::sync::Arc;
 
@@ -8,7 +11,7 @@ use phalanx_proto::fault::{Fault, FaultCode};
 use phalanx_proto::generate::{Delta, FinishReason, StoppedBy, TokenLogprob, TokenScore};
 
 use super::admission::Admitted;
-use crate::engine::{SequenceEvent, SequenceStream, TokenFinish};
+use crate::engine::{EngineHandle, SequenceEvent, SequenceRequest, SequenceStream, TokenFinish};
 use crate::text::{ChoiceText, Text};
 
 /// What a choice tells of itself: `Started`, then `Tokens`, the last with `end`; or a fault.
@@ -44,25 +47,46 @@ struct TokenText {
     stop_tokens: Vec<u32>,
 }
 
-/// The events of one choice, ending with the choice.
-pub(super) fn events(
-    index: u32,
-    sequence: SequenceStream,
-    admitted: &Admitted,
-    text: Arc<Text>,
-) -> impl Stream<Item = Result<ChoiceEvent, Fault>> + Send + use<> {
-    let stopping = &admitted.generate.stopping;
-    let tokens = TokenText {
-        choice: ChoiceText::new(Arc::clone(&text), &admitted.prompt, stopping),
-        stop_tokens: stopping.token_ids.clone(),
-        text,
-    };
-    stream::unfold(Some(Choice { index, sequence, tokens }), |choice| async {
-        let mut choice = choice?;
-        let event = choice.next().await;
-        let is_last = matches!(&event, Err(_) | Ok(ChoiceEvent::Token { end: Some(_), .. }));
-        Some((event, (!is_last).then_some(choice)))
-    })
+/// A choice before its sequence runs: new, or as far as it had come elsewhere.
+#[derive(Debug)]
+pub(super) struct Beginning {
+    pub(super) index: u32,
+    /// Set when what was generated elsewhere is all of it: only its end was not told.
+    pub(super) end: Option<End>,
+    request: SequenceRequest,
+    tokens: TokenText,
+}
+
+// === impl Beginning ===
+
+impl Beginning {
+    /// One choice of a request, whose text is made by `text`.
+    pub(super) fn new(index: u32, admitted: &Admitted, text: Arc<Text>) -> Result<Self, Fault> {
+        let stopping = &admitted.generate.stopping;
+        let mut tokens = TokenText {
+            choice: ChoiceText::new(Arc::clone(&text), &admitted.prompt, stopping),
+            stop_tokens: stopping.token_ids.clone(),
+            text,
+        };
+        let request = admitted.sequence(index);
+        let end = tokens.replay(&request)?;
+        Ok(Self { index, end, request, tokens })
+    }
+
+    /// Hands the choice to `engine`: its events, ending with the choice.
+    pub(super) fn submit(
+        self,
+        engine: &EngineHandle,
+    ) -> Result<impl Stream<Item = Result<ChoiceEvent, Fault>> + Send + use<>, Fault> {
+        let Self { index, request, tokens, .. } = self;
+        let choice = Choice { index, sequence: engine.submit(request)?, tokens };
+        Ok(stream::unfold(Some(choice), |choice| async {
+            let mut choice = choice?;
+            let event = choice.next().await;
+            let is_last = matches!(&event, Err(_) | Ok(ChoiceEvent::Token { end: Some(_), .. }));
+            Some((event, (!is_last).then_some(choice)))
+        }))
+    }
 }
 
 // === impl Choice ===
@@ -88,6 +112,25 @@ impl Choice {
 // === impl TokenText ===
 
 impl TokenText {
+    /// Takes what was generated elsewhere, whose text the client has; how the choice ended, if that was all of it.
+    fn replay(&mut self, request: &SequenceRequest) -> Result<Option<End>, Fault> {
+        for (&id, count) in request.generated.iter().zip(1..) {
+            let (_told, end) = self.take(id, request.finish_of(id, count));
+            if end.is_none() {
+                continue;
+            }
+            if count == request.generated.len() {
+                return Ok(end);
+            }
+            let message = format!(
+                "resume holds {} tokens of a choice that ends after {count}",
+                request.generated.len()
+            );
+            return Err(Fault::invalid("resume", message));
+        }
+        Ok(None)
+    }
+
     /// An end token is part of the tokens, as in vLLM and transformers, but gives no text.
     fn take(&mut self, id: u32, finish: Option<TokenFinish>) -> (Delta, Option<End>) {
         let mut delta = Delta { token_ids: vec![id], ..Delta::default() };

@@ -1,6 +1,6 @@
 //! One request under way: its choices merged into one stream of events.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use futures::stream::{BoxStream, SelectAll, StreamExt as _};
@@ -11,8 +11,8 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::admission::Admitted;
-use super::choice::{self, ChoiceEvent, End};
-use super::seat::{OpenRequest, Seated};
+use super::choice::{Beginning, ChoiceEvent, End};
+use super::seat::OpenRequest;
 use crate::engine::Places;
 
 /// When a request must have ended.
@@ -34,43 +34,63 @@ pub(super) struct Generation {
     deadline: Option<Deadline>,
     usage: Usage,
     phase: Phase,
-    /// An event that is due after the one just given.
-    next: Option<Event>,
+    /// Choices that wait for the first one's prompt.
+    waiting: Vec<Beginning>,
+    /// Choices that have nothing left but to say so.
+    ended: Vec<Event>,
+    /// Events that are due before any other.
+    due: VecDeque<Event>,
     _places: Places,
 }
 
 /// How far the request is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// Only the first choice runs, its prompt not yet computed.
+    /// At most one choice runs, its prompt not yet computed.
     Prompt,
     /// All choices run.
     Choices,
 }
 
 impl Generation {
-    /// Submits the first choice. The others follow once its prompt is computed, to find it in the prefix
-    /// cache instead of computing it again.
+    /// Submits the first of `choices`, which are all that were not finished elsewhere. The others follow once its
+    /// prompt is computed, to find it in the prefix cache instead of computing it again.
     pub(super) fn start(
         open: OpenRequest,
         admitted: Admitted,
         deadline: Option<Deadline>,
         places: Places,
+        choices: Vec<Beginning>,
     ) -> Result<Self, Fault> {
         let mut generation = Self {
             usage: Usage {
                 prompt_tokens: u32::try_from(admitted.prompt.len()).unwrap_or(u32::MAX),
-                ..Usage::default()
+                cached_tokens: 0,
+                completion_tokens: admitted.resumed_tokens(),
             },
             choices: SelectAll::new(),
             phase: Phase::Prompt,
-            next: None,
+            waiting: Vec::new(),
+            ended: Vec::new(),
+            due: VecDeque::new(),
             _places: places,
             open,
             admitted,
             deadline,
         };
-        generation.submit(0)?;
+        let mut to_run = Vec::new();
+        for mut choice in choices {
+            match choice.end.take() {
+                Some(end) => generation.ended.push(end.told_of(choice.index)),
+                None => to_run.push(choice),
+            }
+        }
+        let mut to_run = to_run.into_iter();
+        match to_run.next() {
+            Some(first) => generation.submit(first)?,
+            None => generation.tell_start(),
+        }
+        generation.waiting.extend(to_run);
         Ok(generation)
     }
 
@@ -107,59 +127,62 @@ impl Generation {
     }
 
     async fn next_event(&mut self) -> Result<Event, Fault> {
-        if let Some(event) = self.next.take() {
-            return Ok(event);
-        }
         loop {
+            if let Some(event) = self.due.pop_front() {
+                return Ok(event);
+            }
             let Some(event) = self.choices.next().await.transpose()? else {
                 return Ok(Event::Usage(self.usage));
             };
-            if let Some(event) = self.apply(event)? {
-                return Ok(event);
-            }
+            self.apply(event)?;
         }
     }
 
-    fn apply(&mut self, event: ChoiceEvent) -> Result<Option<Event>, Fault> {
+    fn apply(&mut self, event: ChoiceEvent) -> Result<(), Fault> {
         match event {
             ChoiceEvent::Started { cached_tokens } if self.phase == Phase::Prompt => {
-                self.usage.cached_tokens = cached_tokens;
-                let asked = self.admitted.generate.return_token_ids;
-                Ok(Some(Event::Started {
-                    prompt_tokens: self.usage.prompt_tokens,
-                    cached_tokens,
-                    prompt_token_ids: if asked {
-                        self.admitted.prompt.to_vec()
-                    } else {
-                        Vec::new()
-                    },
-                }))
+                // What was generated elsewhere may be cached too; it is no part of the prompt.
+                self.usage.cached_tokens = cached_tokens.min(self.usage.prompt_tokens);
+                self.tell_start();
             }
-            ChoiceEvent::Started { .. } => Ok(None),
+            ChoiceEvent::Started { .. } => {}
             ChoiceEvent::Token { delta, end } => {
                 if self.phase == Phase::Prompt {
                     self.phase = Phase::Choices;
-                    for choice in 1..self.admitted.generate.choices {
+                    for choice in std::mem::take(&mut self.waiting) {
                         self.submit(choice)?;
                     }
                 }
                 self.usage.completion_tokens += 1;
-                self.next = end.map(|End { reason, stopped_by }| Event::Finished {
-                    choice: delta.choice,
-                    reason,
-                    stopped_by,
-                });
-                Ok(Some(Event::Delta(delta)))
+                let choice = delta.choice;
+                self.due.push_back(Event::Delta(delta));
+                self.due.extend(end.map(|end| end.told_of(choice)));
             }
         }
+        Ok(())
     }
 
-    fn submit(&mut self, choice: u32) -> Result<(), Fault> {
-        let Seated { engine, text, .. } = self.open.seated.as_ref();
-        let sequence = engine.submit(self.admitted.sequence(choice))?;
-        let events = choice::events(choice, sequence, &self.admitted, Arc::clone(text));
+    fn tell_start(&mut self) {
+        let asked = self.admitted.generate.return_token_ids;
+        let prompt_token_ids = if asked { self.admitted.prompt.to_vec() } else { Vec::new() };
+        let Usage { prompt_tokens, cached_tokens, .. } = self.usage;
+        self.due.push_back(Event::Started { prompt_tokens, cached_tokens, prompt_token_ids });
+        self.due.extend(self.ended.drain(..));
+    }
+
+    fn submit(&mut self, choice: Beginning) -> Result<(), Fault> {
+        let events = choice.submit(&self.open.seated.engine)?;
         self.choices.push(events.boxed());
         Ok(())
+    }
+}
+
+// === impl End ===
+
+impl End {
+    fn told_of(self, choice: u32) -> Event {
+        let Self { reason, stopped_by } = self;
+        Event::Finished { choice, reason, stopped_by }
     }
 }
 

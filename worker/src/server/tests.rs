@@ -5,6 +5,7 @@ mod conversions;
 mod endings;
 mod refusals;
 mod reports;
+mod resume;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -112,6 +113,7 @@ fn request(prompt: &str) -> Generate {
         top_logprobs: None,
         return_token_ids: false,
         cache_salt: String::new(),
+        resume: Vec::new(),
     }
 }
 

@@ -126,6 +126,7 @@ where
 pub(crate) fn greedy(prompt: &[u32], max_tokens: u32) -> SequenceRequest {
     SequenceRequest {
         prompt: prompt.into(),
+        generated: Arc::from([]),
         sampling: Sampling { temperature: 0.0, ..Sampling::default() },
         max_tokens,
         min_tokens: 0,

@@ -31,6 +31,7 @@ pub(crate) fn read(
         top_logprobs: top_logprobs(&fields)?,
         return_token_ids: parameters.return_token_ids,
         cache_salt: parameters.cache_salt.clone(),
+        resume: Vec::new(),
     };
     generate.validate()?;
     Ok((generate, parameters))

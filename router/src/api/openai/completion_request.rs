@@ -48,6 +48,7 @@ pub(crate) fn read(
             top_logprobs,
             return_token_ids: parameters.return_token_ids,
             cache_salt: parameters.cache_salt.clone(),
+            resume: Vec::new(),
         };
         generate.validate()?;
         Ok(generate)

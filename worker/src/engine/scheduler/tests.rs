@@ -24,6 +24,7 @@ fn config(step_tokens_max: u32, running_max: u32, waiting_max: u32) -> EngineCon
 fn request(prompt: Vec<u32>, max_tokens: u32) -> SequenceRequest {
     SequenceRequest {
         prompt: prompt.into(),
+        generated: Arc::from([]),
         sampling: Sampling::default(),
         max_tokens,
         min_tokens: 0,

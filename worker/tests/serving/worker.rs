@@ -1,10 +1,8 @@
-//! A whole worker with the demo model, over loopback gRPC: what a router sees.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+//! A worker that runs, and what came of a request.
 
 use std::path::{Path, PathBuf};
 
-use futures::future::join_all;
-use phalanx_chassis::drain::{self, Phase};
+use phalanx_chassis::drain;
 use phalanx_chassis::metrics::Metrics;
 use phalanx_proto::fault::{Fault, FaultCode};
 use phalanx_proto::generate::{
@@ -22,7 +20,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::{Channel, Server};
 use tonic::{Request, Response, Status};
 
-const EPOCH: u64 = 3;
+pub(crate) const EPOCH: u64 = 3;
 
 /// A control node that takes every registration and loses nothing.
 struct AgreeableControl;
@@ -104,18 +102,18 @@ impl pb::control_server::Control for AgreeableControl {
 }
 
 /// A running worker and its client.
-struct Running {
-    client: WorkerClient<Channel>,
-    drain: drain::DrainTrigger,
-    worker: JoinHandle<Result<(), ServeError>>,
-    metrics: Metrics,
+pub(crate) struct Running {
+    pub(crate) client: WorkerClient<Channel>,
+    pub(crate) drain: drain::DrainTrigger,
+    pub(crate) worker: JoinHandle<Result<(), ServeError>>,
+    pub(crate) metrics: Metrics,
 }
 
-fn demo_folder() -> PathBuf {
+pub(crate) fn demo_folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo-llm")
 }
 
-async fn start() -> Running {
+pub(crate) async fn start() -> Running {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let control = format!("http://{}", listener.local_addr().unwrap());
     let service = pb::control_server::ControlServer::new(AgreeableControl);
@@ -142,7 +140,7 @@ async fn start() -> Running {
     Running { client, drain: trigger, worker, metrics }
 }
 
-fn greedy(input: Input, max_tokens: u32) -> Generate {
+pub(crate) fn greedy(input: Input, max_tokens: u32) -> Generate {
     Generate {
         request_id: RequestId::from("golden"),
         model: ModelName::from("demo-llm"),
@@ -153,10 +151,11 @@ fn greedy(input: Input, max_tokens: u32) -> Generate {
         top_logprobs: None,
         return_token_ids: true,
         cache_salt: String::new(),
+        resume: Vec::new(),
     }
 }
 
-fn chat(messages: &Value) -> Input {
+pub(crate) fn chat(messages: &Value) -> Input {
     let message = |message: &Value| Message {
         role: SpeakerRole::parse(message["role"].as_str().unwrap()).unwrap(),
         content: message["content"].as_str().unwrap().to_owned(),
@@ -175,20 +174,29 @@ fn chat(messages: &Value) -> Input {
 
 /// All that came of a request.
 #[derive(Debug, Default)]
-struct Answer {
-    prompt: Vec<u32>,
-    tokens: Vec<u32>,
-    text: String,
-    reason: Option<FinishReason>,
-    usage: Usage,
+pub(crate) struct Answer {
+    pub(crate) prompt: Vec<u32>,
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) text: String,
+    pub(crate) reason: Option<FinishReason>,
+    pub(crate) usage: Usage,
 }
 
-async fn ask(mut client: WorkerClient<Channel>, generate: Generate) -> Answer {
+/// Every event of a request, to a good end.
+pub(crate) async fn events(mut client: WorkerClient<Channel>, generate: Generate) -> Vec<Event> {
     let request = generate.into_wire(Epoch(EPOCH));
     let mut stream = client.generate(request).await.unwrap().into_inner();
-    let mut answer = Answer::default();
+    let mut events = Vec::new();
     while let Some(event) = stream.message().await.unwrap() {
-        match Event::try_from(event).unwrap() {
+        events.push(Event::try_from(event).unwrap());
+    }
+    events
+}
+
+pub(crate) async fn ask(client: WorkerClient<Channel>, generate: Generate) -> Answer {
+    let mut answer = Answer::default();
+    for event in events(client, generate).await {
+        match event {
             Event::Started { prompt_token_ids, .. } => answer.prompt = prompt_token_ids,
             Event::Delta(delta) => {
                 answer.tokens.extend(delta.token_ids);
@@ -201,68 +209,7 @@ async fn ask(mut client: WorkerClient<Channel>, generate: Generate) -> Answer {
     answer
 }
 
-fn ids(value: &Value) -> Vec<u32> {
+pub(crate) fn ids(value: &Value) -> Vec<u32> {
     let id = |id: &Value| u32::try_from(id.as_u64().unwrap()).unwrap();
     value.as_array().unwrap().iter().map(id).collect()
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_golden_prompt_is_answered_to_the_token_all_at_once() {
-    let running = start().await;
-    let golden = std::fs::read(demo_folder().join("golden.json")).unwrap();
-    let golden: Value = serde_json::from_slice(&golden).unwrap();
-    let mut cases: Vec<(&Value, Generate)> = Vec::new();
-    for case in golden["chats"].as_array().unwrap() {
-        cases.push((case, greedy(chat(&case["messages"]), 220)));
-    }
-    for case in golden["completions"].as_array().unwrap() {
-        let prompt = Input::Text(case["prompt"].as_str().unwrap().to_owned());
-        cases.push((case, greedy(prompt, 64)));
-    }
-    let asked = cases.iter().map(|(_, generate)| ask(running.client.clone(), generate.clone()));
-    let answers = join_all(asked).await;
-    assert_eq!(answers.len(), 42);
-    for ((case, _), answer) in cases.iter().zip(&answers) {
-        assert_eq!(answer.prompt, ids(&case["prompt_token_ids"]));
-        assert_eq!(answer.text, case["text"].as_str().unwrap());
-        assert_eq!(answer.tokens, ids(&case["output_token_ids"]));
-        let ends = answer.tokens.last().is_some_and(|id| [0, 2].contains(id));
-        let reason = if ends { FinishReason::Stop } else { FinishReason::Length };
-        assert_eq!(answer.reason, Some(reason));
-        assert_eq!(answer.usage.completion_tokens as usize, answer.tokens.len());
-    }
-    running.drain.advance(Phase::Draining);
-    running.worker.await.unwrap().unwrap();
-    assert!(!running.metrics.encode().contains("worker=\""), "a worker that left has no series");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_long_prefix_is_computed_once_and_shared_by_choices_and_requests() {
-    let running = start().await;
-    let prefix: Vec<u32> = (0..1000).map(|position| 300 + position % 500).collect();
-    let prompt = |last: u32| Input::Tokens([&prefix[..], &[last]].concat());
-    let first = ask(running.client.clone(), greedy(prompt(400), 2)).await;
-    assert_eq!(first.usage.cached_tokens, 0);
-    let second = ask(running.client.clone(), greedy(prompt(401), 2)).await;
-    assert!(second.usage.cached_tokens >= 992, "{:?}", second.usage);
-    assert_eq!(second.usage.prompt_tokens, 1001);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_worker_that_is_stopped_ends_its_streams_with_a_fault() {
-    let mut running = start().await;
-    let mut endless = greedy(Input::Text("The router".to_owned()), 1900);
-    endless.stopping.ignore_eos = true;
-    let request = endless.into_wire(Epoch(EPOCH));
-    let mut stream = running.client.generate(request).await.unwrap().into_inner();
-    stream.message().await.unwrap().expect("it started");
-    running.drain.advance(Phase::Stopping);
-    let status = loop {
-        match stream.message().await {
-            Ok(event) => assert!(event.is_some(), "a cut stream must not look complete"),
-            Err(status) => break status,
-        }
-    };
-    assert_eq!(phalanx_proto::wire::from_status(&status).code, FaultCode::Draining);
-    running.worker.await.unwrap().unwrap();
 }
