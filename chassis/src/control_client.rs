@@ -1,33 +1,36 @@
 //! The client of the control plane, for workers, routers and operators: any node answers, so a call goes
 //! to the node that answered last and moves on to the next one when that node cannot serve.
 //!
+//! ```text
+//! register | heartbeat | submit | read_view | change_group | watch | backup
+//!     └──► patience (asked again while that may help) ──► nodes (which one) ──► gRPC
+//! ```
+//!
 //! Every call may be repeated: registrations are named by their instance, commands by client and
-//! sequence, and the rest only reads or renews.
+//! sequence, and the rest only reads, renews, or does what is done already.
 
 mod archive;
+mod nodes;
+mod patience;
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use phalanx_proto::change::{Change, GroupChange, Registration, WatchEvent};
-use phalanx_proto::fault::{Fault, FaultCode};
+use phalanx_proto::change::{Change, GROUP_NODE, GroupChange, Registration, WatchEvent};
+use phalanx_proto::fault::Fault;
+#[cfg(doc)]
+use phalanx_proto::fault::FaultCode;
 use phalanx_proto::id::{Epoch, Lineage, MemberId, NodeId, ViewIndex};
+use phalanx_proto::pb;
 use phalanx_proto::view::{ClusterView, MemberState};
 use phalanx_proto::wire::{WireError, from_status};
-use phalanx_proto::{MESSAGE_BYTES_MAX, pb};
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Response, Status};
 
-use crate::backoff::Backoff;
-
-type Stub = pb::control_client::ControlClient<Channel>;
-
-/// A node that does not complete a connection in this time is taken for gone; within a data centre it takes
-/// milliseconds.
-const CONNECT_WAIT_MAX: Duration = Duration::from_secs(1);
+pub use self::nodes::ControlUrlError;
+use self::nodes::{Nodes, Stub};
+use self::patience::{is_between_leaders, is_passing, persist};
 
 /// How long one node may take to answer. A write waits for one durable commit, at worst behind an election.
 const CALL_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -36,43 +39,9 @@ const CALL_WAIT_MAX: Duration = Duration::from_secs(5);
 /// with a node that swallows it, another one is asked before the member is taken for dead.
 const HEARTBEAT_WAIT_MAX: Duration = Duration::from_secs(2);
 
-/// Pings find a peer that vanished without closing its connection.
-const KEEPALIVE_EVERY: Duration = Duration::from_secs(5);
-
-/// A ping unanswered for this long ends the connection.
-const KEEPALIVE_WAIT_MAX: Duration = Duration::from_secs(5);
-
-/// Between the first two rounds of a call that is asked again.
-const ASK_AGAIN_FIRST: Duration = Duration::from_millis(100);
-
-/// Between later ones: what nodes without a leader ask for.
-const ASK_AGAIN_MAX: Duration = Duration::from_secs(1);
-
 /// A client of the control plane. Cheap to clone; connects when first used.
 #[derive(Clone, Debug)]
 pub struct ControlClient(Arc<Nodes>);
-
-#[derive(Debug)]
-struct Nodes {
-    /// Each with its URL.
-    stubs: Vec<(String, Stub)>,
-    /// The node that answered last.
-    current: AtomicUsize,
-}
-
-/// A list of control URLs that cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum ControlUrlError {
-    /// No URL at all.
-    #[error("no control url is given, at least 1 is needed")]
-    Empty,
-    /// Not an absolute `http://` URL.
-    #[error("control url {url:?} is not of the form http://HOST:PORT")]
-    Malformed {
-        /// As given.
-        url: String,
-    },
-}
 
 /// A registration that holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,18 +95,7 @@ impl ControlClient {
     where
         U: AsRef<str>,
     {
-        if urls.is_empty() {
-            return Err(ControlUrlError::Empty);
-        }
-        let stub = |url: &U| {
-            let channel = connect(&endpoint(url.as_ref())?);
-            let stub = Stub::new(channel)
-                .max_decoding_message_size(MESSAGE_BYTES_MAX)
-                .max_encoding_message_size(MESSAGE_BYTES_MAX);
-            Ok((url.as_ref().to_owned(), stub))
-        };
-        let stubs = urls.iter().map(stub).collect::<Result<_, _>>()?;
-        Ok(Self(Arc::new(Nodes { stubs, current: AtomicUsize::new(0) })))
+        Nodes::new(urls, connect).map(|nodes| Self(Arc::new(nodes)))
     }
 
     /// Registers this process. To be repeated with the same instance when the answer was lost, and with
@@ -220,8 +178,7 @@ impl ControlClient {
     /// As the last node that was tried answered.
     pub async fn read_view(&self, wait_max: Duration) -> Result<ViewReading, Fault> {
         let read = || self.read_view_once(false);
-        // A node that said when to come back exists; one that is gone is told at once.
-        persist(wait_max, read, |fault| is_passing(fault) && fault.retry_after.is_some()).await
+        persist(wait_max, read, is_between_leaders).await
     }
 
     /// The view as the first node that answers has it, which may lag behind. Needs no leader.
@@ -256,6 +213,34 @@ impl ControlClient {
         Ok(NodeId(response.node_id))
     }
 
+    /// As [`ControlClient::change_group`], asked again for up to `wait_max` while that may help: across an election,
+    /// a restart or a lost answer.
+    ///
+    /// # Errors
+    /// As for [`ControlClient::change_group`]. When the time is up without an answer, the change may still be made.
+    pub async fn change_group_within(
+        &self,
+        wait_max: Duration,
+        change: GroupChange,
+    ) -> Result<NodeId, Fault> {
+        // A node that is gone after it was there has left: an earlier answer may have been lost.
+        let leaving = match change {
+            GroupChange::Remove(node) if self.is_in_group(node).await => Some(node),
+            _ => None,
+        };
+        let call = || self.change_group(change.clone());
+        match (persist(wait_max, call, is_passing).await, leaving) {
+            (Err(fault), Some(node)) if fault.param.as_deref() == Some(GROUP_NODE) => Ok(node),
+            (changed, _) => changed,
+        }
+    }
+
+    /// Whether any node still says so; not being sure counts as no.
+    async fn is_in_group(&self, node: NodeId) -> bool {
+        let status = self.status().await;
+        status.is_ok_and(|status| status.members.iter().any(|member| member.id == node.0))
+    }
+
     /// What one node knows of the Raft group.
     ///
     /// # Errors
@@ -276,7 +261,7 @@ impl ControlClient {
 
     /// Makes the next call start at another node: for a caller that saw this one lag.
     pub fn rotate(&self) {
-        self.0.current.fetch_add(1, Ordering::Relaxed);
+        self.0.rotate();
     }
 
     async fn call<T, A, F>(&self, attempt: A) -> Result<T, Fault>
@@ -287,45 +272,12 @@ impl ControlClient {
         self.call_within(CALL_WAIT_MAX, attempt).await
     }
 
-    /// Tries each node once, for `wait_max`, beginning with the one that answered last.
     async fn call_within<T, A, F>(&self, wait_max: Duration, attempt: A) -> Result<T, Fault>
     where
         A: Fn(Stub) -> F,
         F: Future<Output = Result<Response<T>, Status>>,
     {
-        let nodes = &self.0;
-        let first = nodes.current.load(Ordering::Relaxed);
-        let mut last = Fault::new(FaultCode::Unavailable, "no control node was tried");
-        for turn in 0..nodes.stubs.len() {
-            let at = (first + turn) % nodes.stubs.len();
-            let (url, stub) = &nodes.stubs[at];
-            let answer = timeout(wait_max, attempt(stub.clone())).await;
-            let fault = match answer {
-                Ok(Ok(response)) => {
-                    nodes.current.store(at, Ordering::Relaxed);
-                    return Ok(response.into_inner());
-                }
-                Ok(Err(status)) if status.details().is_empty() => {
-                    // Not the node's word but the connection's.
-                    let fault = from_status(&status);
-                    Fault { message: format!("{url}: {}", fault.message), ..fault }
-                }
-                Ok(Err(status)) => from_status(&status),
-                Err(_elapsed) => Fault::new(
-                    FaultCode::DeadlineExceeded,
-                    format!("{url} did not answer within {wait_max:?}"),
-                ),
-            };
-            if !may_other_node_answer(fault.code) {
-                nodes.current.store(at, Ordering::Relaxed);
-                return Err(fault);
-            }
-            // What a node said of its group tells more than that another one is gone.
-            if last.retry_after.is_none() || fault.retry_after.is_some() {
-                last = fault;
-            }
-        }
-        Err(last)
+        self.0.call_within(wait_max, attempt).await
     }
 }
 
@@ -341,119 +293,5 @@ impl WatchStream {
         event
             .map(|event| WatchEvent::try_from(event).map_err(|error: WireError| error.into()))
             .transpose()
-    }
-}
-
-/// Asks until the answer is good or final, or the time is up.
-async fn persist<T, F>(
-    wait_max: Duration,
-    attempt: impl Fn() -> F,
-    is_worth_asking_again: impl Fn(&Fault) -> bool,
-) -> Result<T, Fault>
-where
-    F: Future<Output = Result<T, Fault>>,
-{
-    let deadline = Instant::now() + wait_max;
-    let mut backoff = Backoff::new(ASK_AGAIN_FIRST, ASK_AGAIN_MAX, std::process::id().into());
-    loop {
-        let mut fault = match timeout_at(deadline, attempt()).await {
-            Ok(Err(fault)) if is_worth_asking_again(&fault) => fault,
-            Ok(answer) => return answer,
-            Err(_elapsed) => Fault::new(FaultCode::DeadlineExceeded, "the answer did not come"),
-        };
-        let again_at = Instant::now() + backoff.delay();
-        if again_at >= deadline {
-            fault.message = format!("{} (asked for {wait_max:?})", fault.message);
-            return Err(fault);
-        }
-        sleep_until(again_at).await;
-    }
-}
-
-/// Whether the same call may succeed later; a refusal of the state machine never does.
-fn is_passing(fault: &Fault) -> bool {
-    match fault.code {
-        FaultCode::Unavailable | FaultCode::DeadlineExceeded | FaultCode::Draining => true,
-        FaultCode::Overloaded => fault.retry_after.is_some(),
-        _ => false,
-    }
-}
-
-fn endpoint(url: &str) -> Result<Endpoint, ControlUrlError> {
-    let malformed = || ControlUrlError::Malformed { url: url.to_owned() };
-    let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|_invalid| malformed())?;
-    if endpoint.uri().scheme_str() != Some("http") || endpoint.uri().host().is_none() {
-        return Err(malformed());
-    }
-    Ok(endpoint
-        .connect_timeout(CONNECT_WAIT_MAX)
-        .http2_keep_alive_interval(KEEPALIVE_EVERY)
-        .keep_alive_timeout(KEEPALIVE_WAIT_MAX)
-        .keep_alive_while_idle(true)
-        .tcp_nodelay(true))
-}
-
-const fn may_other_node_answer(code: FaultCode) -> bool {
-    matches!(
-        code,
-        FaultCode::Unavailable
-            | FaultCode::DeadlineExceeded
-            | FaultCode::Draining
-            | FaultCode::Overloaded
-            | FaultCode::Internal
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn only_http_urls_are_taken() {
-        for url in ["", "localhost:7000", "https://localhost:7000", "http://", "/path"] {
-            let refusal =
-                ControlClient::new(&[url]).map(|_client| ()).map_err(|error| error.to_string());
-            assert_eq!(
-                refusal,
-                Err(format!("control url {url:?} is not of the form http://HOST:PORT"))
-            );
-        }
-        assert!(matches!(ControlClient::new::<&str>(&[]), Err(ControlUrlError::Empty)));
-        assert!(ControlClient::new(&["http://127.0.0.1:7000"]).is_ok());
-    }
-
-    /// Asks nodes that answer in turn as scripted, and then always as at last.
-    async fn persist_over(answers: &[Result<u64, FaultCode>]) -> (Result<u64, String>, usize) {
-        let asked = AtomicUsize::new(0);
-        let attempt = || {
-            let turn = asked.fetch_add(1, Ordering::Relaxed).min(answers.len() - 1);
-            std::future::ready(answers[turn].map_err(|code| Fault::new(code, code.as_str())))
-        };
-        let answer = persist(Duration::from_secs(1), attempt, is_passing).await;
-        (answer.map_err(|fault| fault.message), asked.into_inner())
-    }
-
-    #[tokio::test]
-    async fn a_call_is_asked_again_for_as_long_as_that_may_help() {
-        let (gone, lost) = (Err(FaultCode::Unavailable), Err(FaultCode::DeadlineExceeded));
-        assert_eq!(persist_over(&[gone, lost, Ok(7)]).await, (Ok(7), 3));
-        for code in [FaultCode::InvalidRequest, FaultCode::StaleEpoch, FaultCode::Overloaded] {
-            let (answer, asked) = persist_over(&[gone, Err(code), Ok(7)]).await;
-            assert_eq!((answer, asked), (Err(code.as_str().to_owned()), 2));
-        }
-
-        let (answer, asked) = persist_over(&[gone]).await;
-        assert_eq!(answer, Err("unavailable (asked for 1s)".to_owned()));
-        // Pauses of 50 to 100 ms, 100 to 200, 200 to 400, 400 to 800.
-        assert!((3..=6).contains(&asked), "asked {asked} times");
-    }
-
-    #[tokio::test]
-    async fn a_call_that_reaches_no_node_says_so() {
-        // Nothing can listen on port 0.
-        let client = ControlClient::new(&["http://127.0.0.1:0", "http://127.0.0.1:0"]).unwrap();
-        let fault = client.status().await.unwrap_err();
-        assert_eq!(fault.code, FaultCode::Unavailable);
-        assert!(fault.message.starts_with("http://127.0.0.1:0: "), "{fault}");
     }
 }

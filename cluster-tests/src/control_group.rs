@@ -124,7 +124,7 @@ impl ControlGroup {
     /// When no node answers, or none has heard of the founding in time.
     pub async fn constitution(&self) -> Result<(Value, Value)> {
         eventually("the cluster is founded", START_MAX, async || {
-            Ok(self.ask(&["status"])?["cluster_id"] != "")
+            Ok(self.ask(&["status"])?["cluster_id"].is_string())
         })
         .await?;
         let mut status = self.ask(&["status"])?;

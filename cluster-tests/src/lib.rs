@@ -20,6 +20,7 @@ pub mod control_group;
 pub mod golden;
 pub mod history;
 pub mod network;
+pub mod operator;
 pub mod process;
 pub mod serving;
 pub mod small_disk;

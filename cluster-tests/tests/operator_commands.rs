@@ -1,7 +1,7 @@
 //! What an operator types: every command once, against control nodes that run, read as a program would.
 #![forbid(unsafe_code)]
 
-use std::process::{Command, Output};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -9,56 +9,13 @@ use phalanx_chassis::control_client::ControlClient;
 use phalanx_cluster_tests::check::eventually;
 use phalanx_cluster_tests::cluster::Cluster;
 use phalanx_cluster_tests::control_group::ControlGroup;
+use phalanx_cluster_tests::operator::Operator;
 use phalanx_cluster_tests::process::phalanx_binary;
 use phalanx_proto::api_key::{ApiKeyText, Pepper};
 use serde_json::{Value, json};
 
 /// Far longer than what is waited for takes.
 const PATIENCE: Duration = Duration::from_secs(20);
-
-/// Speaks to the control nodes at `urls` as an operator does.
-struct Operator {
-    urls: String,
-}
-
-// === impl Operator ===
-
-impl Operator {
-    fn at(url: &str) -> Self {
-        Self { urls: url.to_owned() }
-    }
-
-    fn run(&self, words: &[&str]) -> Result<Output> {
-        let mut command = Command::new(phalanx_binary()?);
-        Ok(command.args(words).args(["--control", &self.urls]).output()?)
-    }
-
-    /// What a command answers to a program.
-    fn ask(&self, words: &[&str]) -> Result<Value> {
-        let output = self.run(&[words, &["--json"]].concat())?;
-        let errors = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "{words:?} ended with {}: {errors}", output.status);
-        Ok(serde_json::from_slice(&output.stdout)?)
-    }
-
-    /// What a command answers to a person.
-    fn tell(&self, words: &[&str]) -> Result<String> {
-        let output = self.run(words)?;
-        let errors = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "{words:?} ended with {}: {errors}", output.status);
-        Ok(String::from_utf8(output.stdout)?)
-    }
-
-    /// Checks that a command ends with `code` and a line that holds `part`.
-    fn is_refused(&self, words: &[&str], code: i32, part: &str) -> Result<()> {
-        let output = self.run(words)?;
-        let errors = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.code() == Some(code), "{words:?}: {} {errors}", output.status);
-        ensure!(errors.lines().any(|line| line.contains(part)), "no {part:?} in {errors}");
-        ensure!(output.stdout.is_empty(), "{words:?} was refused and answered");
-        Ok(())
-    }
-}
 
 #[tokio::test]
 async fn a_worker_is_listed_drained_and_fenced_by_its_id() -> Result<()> {

@@ -191,6 +191,7 @@ impl Node {
             leadership: Leadership::new(node_id, timings, host),
             feed,
             drain,
+            group_changes: Arc::default(),
         };
         Ok(Self { service, gauges: RaftGauges::register(metrics) })
     }

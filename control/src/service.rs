@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt as _};
 use phalanx_chassis::drain::{Drain, Phase};
-use phalanx_proto::change::{Change, Registration};
+use phalanx_proto::change::{Change, GROUP_NODE, GROUP_URL, Registration};
 use phalanx_proto::fault::{Fault, FaultCode};
 use phalanx_proto::id::{Epoch, Lineage, MemberId, NodeId, ViewIndex};
 use phalanx_proto::pb;
 use phalanx_proto::view::MemberState;
 use phalanx_proto::wire::to_status;
+use tokio::time::timeout;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -30,6 +31,9 @@ use crate::state::{Refusal, Reply};
 /// When a caller should try again after a refusal that an election may end.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
+/// How long a change of the group waits for the one before it: as long as that one waits for its commit.
+const GROUP_TURN_WAIT_MAX: Duration = Duration::from_secs(4);
+
 /// The service of one node.
 #[derive(Clone, Debug)]
 pub(crate) struct ControlService {
@@ -39,6 +43,8 @@ pub(crate) struct ControlService {
     pub(crate) forwarder: Forwarder,
     pub(crate) feed: Feed,
     pub(crate) drain: Drain,
+    /// Changes of the group are made one after another: what is asked for again while it is being made is found done.
+    pub(crate) group_changes: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// Where a call is answered.
@@ -157,6 +163,10 @@ impl pb::control_server::Control for ControlService {
             return self.forwarder.forward((id, &url), message, call).await;
         }
         let changed = async {
+            let turn = timeout(GROUP_TURN_WAIT_MAX, self.group_changes.lock()).await;
+            let _turn = turn.map_err(|_elapsed| {
+                GroupError::Busy("another change of it is being made".to_owned())
+            })?;
             let node = self.consensus.change_group(message.try_into()?).await?;
             Ok(pb::ChangeGroupResponse { node_id: node.0 })
         };
@@ -325,6 +335,8 @@ impl From<GroupError> for Fault {
                 Self::new(FaultCode::Unavailable, error.to_string()).with_retry_after(RETRY_AFTER)
             }
             GroupError::Refused(_) => Self::new(FaultCode::InvalidRequest, error.to_string()),
+            GroupError::Url(_) => Self::invalid(GROUP_URL, error.to_string()),
+            GroupError::NotInGroup(_) => Self::invalid(GROUP_NODE, error.to_string()),
         }
     }
 }

@@ -155,6 +155,12 @@ pub enum Change {
     RemoveSetting(String),
 }
 
+/// What a refused [`GroupChange`] names when its URL is the fault.
+pub const GROUP_URL: &str = "url";
+
+/// What a refused [`GroupChange`] names when its node is not in the group.
+pub const GROUP_NODE: &str = "node";
+
 /// A change of the control group itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GroupChange {

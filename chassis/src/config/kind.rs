@@ -163,6 +163,8 @@ fn is_url(text: &str) -> bool {
     text.parse::<http::Uri>().is_ok_and(|uri| {
         matches!(uri.scheme_str(), Some("http"))
             && uri.host().is_some_and(|host| !host.is_empty())
+            // A port that is none would be taken for a part of the host.
+            && (uri.port_u16().is_some() || uri.authority().map(http::uri::Authority::as_str) == uri.host())
             && matches!(uri.path(), "" | "/")
             && uri.query().is_none()
     })

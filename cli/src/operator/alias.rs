@@ -92,10 +92,10 @@ impl Action {
 
     pub(super) async fn run(self, session: &mut Session) -> Result<Answer, Failure> {
         match self {
-            Self::List { is_stale } => Ok(aliases(&session.read(is_stale).await?)),
+            Self::List { is_stale } => Ok(aliases(&session.read_to_show(is_stale).await?)),
             Self::Set { alias, is_unchecked } => {
                 if !is_unchecked {
-                    let seen = session.read(false).await?;
+                    let seen = session.read().await?;
                     alias
                         .targets
                         .iter()
@@ -105,7 +105,7 @@ impl Action {
                 set(session, alias).await
             }
             Self::Promote { name, target, is_unchecked } => {
-                let seen = session.read(false).await?;
+                let seen = session.read().await?;
                 check_alias(&seen.view, &name)?;
                 if !is_unchecked {
                     check_known(&seen.view, &target)?;
@@ -114,15 +114,15 @@ impl Action {
                 set(session, Alias { name, targets, shadow: None, previous: None }).await
             }
             Self::Rollback(name) => {
-                check_alias(&session.read(false).await?.view, &name)?;
+                check_alias(&session.read().await?.view, &name)?;
                 session.submit(Change::RollbackAlias(name.clone())).await?;
                 // What it stands for is read back: others may have changed it meanwhile.
-                let seen = session.read(false).await?;
+                let seen = session.read().await?;
                 check_alias(&seen.view, &name)?;
                 Ok(answer(&seen.view.aliases[&name], seen.view.index))
             }
             Self::Remove(name) => {
-                check_alias(&session.read(false).await?.view, &name)?;
+                check_alias(&session.read().await?.view, &name)?;
                 let row = json!({"name": name.as_str(), "removed": true});
                 let text = format!("alias {name} is no more");
                 Ok(Answer::done(text, row, session.submit(Change::RemoveAlias(name)).await?))

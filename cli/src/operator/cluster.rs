@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
+use phalanx_chassis::config::Kind;
 use phalanx_proto::change::GroupChange;
 use phalanx_proto::id::NodeId;
 use phalanx_proto::pb::{RaftMember, StatusResponse};
@@ -30,7 +31,8 @@ pub(super) fn command() -> Command {
     let id = || -> Arg {
         required("id", "ID", "The node").value_parser(clap::value_parser!(u64).range(1..))
     };
-    let url = required("url", "URL", "Where its peers will reach it");
+    let url = required("url", "URL", "Where its peers will reach it")
+        .value_parser(|url: &str| Kind::Url.parse(url).map(|_url| url.to_owned()));
     let action = |name, about| Command::new(name).about(about);
     group("cluster", "Look at the control group and change it")
         .subcommand(action("status", "Show who is in the group and who leads it"))
@@ -103,7 +105,7 @@ fn status_json(status: &StatusResponse) -> Value {
         "last_applied": status.last_applied,
         "members": members.collect::<Vec<_>>(),
         "answered_by": status.node_id,
-        "cluster_id": status.cluster_id,
+        "cluster_id": (!status.cluster_id.is_empty()).then_some(&status.cluster_id),
         "lineage": status.lineage,
     })
 }
@@ -114,8 +116,16 @@ fn status_table(status: &StatusResponse) -> String {
         leader => format!("node {leader} leads"),
     };
     let StatusResponse { cluster_id, node_id, term, last_applied, .. } = status;
+    if cluster_id.is_empty() && status.members.is_empty() {
+        return format!(
+            "node {node_id} belongs to no cluster yet: it waits until its group calls it, or for a restore\n"
+        );
+    }
+    let cluster_id = if cluster_id.is_empty() { "without an id yet" } else { cluster_id };
     let mut text = format!("cluster {cluster_id}\n{leader} in term {term}; ");
-    text.push_str(&format!("node {node_id} answers, and has applied {last_applied} entries\n\n"));
+    text.push_str(&format!(
+        "node {node_id} answers, and has applied up to index {last_applied}\n\n"
+    ));
     let mut table = Table::new([Column::Right("NODE"), Column::Left("ROLE"), Column::Left("URL")]);
     for RaftMember { id, url, role } in &status.members {
         let role = if *id == status.leader { "leader" } else { role };
@@ -161,7 +171,7 @@ mod tests {
         let expected = r#"{"leader":2,"term":3,"last_applied":42,"members":[{"id":1,"url":"http://c1:7400","role":"voter"},{"id":2,"url":"http://c2:7400","role":"voter"},{"id":57,"url":"http://c57:7400","role":"learner"}],"answered_by":1,"cluster_id":"x","lineage":7}"#;
         assert_eq!(status_json(&status()).to_string(), expected);
         let expected = "cluster x
-node 2 leads in term 3; node 1 answers, and has applied 42 entries
+node 2 leads in term 3; node 1 answers, and has applied up to index 42
 
 NODE  ROLE     URL
    1  voter    http://c1:7400
@@ -169,6 +179,13 @@ NODE  ROLE     URL
   57  learner  http://c57:7400
 ";
         assert_eq!(status_table(&status()), expected);
+    }
+
+    #[test]
+    fn a_node_without_a_cluster_says_so() {
+        let status = StatusResponse { cluster_id: String::new(), members: Vec::new(), ..status() };
+        assert_eq!(status_json(&status)["cluster_id"], Value::Null);
+        assert!(status_table(&status).starts_with("node 1 belongs to no cluster yet"));
     }
 
     #[test]

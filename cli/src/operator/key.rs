@@ -139,9 +139,11 @@ impl Action {
         resolved: &Resolved,
     ) -> Result<Answer, Failure> {
         match self {
-            Self::List { is_stale } => Ok(keys(&session.read(is_stale).await?, moment::now_ms())),
+            Self::List { is_stale } => {
+                Ok(keys(&session.read_to_show(is_stale).await?, moment::now_ms()))
+            }
             Self::Create(wish) => {
-                tenant::check_known(&session.read(false).await?.view, &wish.tenant)?;
+                tenant::check_known(&session.read().await?.view, &wish.tenant)?;
                 let pepper = pepper(session, resolved).await?;
                 let now_ms = moment::now_ms();
                 let text = ApiKeyText::generate(ENV, &random()?).map_err(|error| bug(&error))?;
@@ -151,7 +153,7 @@ impl Action {
                 Ok(shown_once(&text, &format!("of tenant {}", wish.tenant), row).at(index))
             }
             Self::Rotate { id, overlap_ms } => {
-                let seen = session.read(false).await?;
+                let seen = session.read().await?;
                 let known = known(&seen.view, &id)?;
                 let pepper = pepper(session, resolved).await?;
                 let now_ms = moment::now_ms();
@@ -169,13 +171,13 @@ impl Action {
                 Ok(shown_once(&text, &of, row).at(index))
             }
             Self::Revoke(id) => {
-                known(&session.read(false).await?.view, &id)?;
+                known(&session.read().await?.view, &id)?;
                 let row = json!({"id": id.as_str(), "state": "revoked"});
                 let text = format!("key {id} is revoked");
                 Ok(Answer::done(text, row, session.submit(Change::RevokeKey(id)).await?))
             }
             Self::Remove(id) => {
-                known(&session.read(false).await?.view, &id)?;
+                known(&session.read().await?.view, &id)?;
                 let row = json!({"id": id.as_str(), "removed": true});
                 let text = format!("key {id} is no more");
                 Ok(Answer::done(text, row, session.submit(Change::RemoveKey(id)).await?))

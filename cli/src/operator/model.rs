@@ -85,9 +85,9 @@ impl Action {
 
     pub(super) async fn run(self, session: &mut Session) -> Result<Answer, Failure> {
         match self {
-            Self::List { is_stale } => Ok(models(&session.read(is_stale).await?)),
+            Self::List { is_stale } => Ok(models(&session.read_to_show(is_stale).await?)),
             Self::Set { name, revision, replicas, tp } => {
-                let seen = session.read(false).await?;
+                let seen = session.read().await?;
                 let current = seen.view.deployments.get(&name);
                 let revision = match revision.or(current.map(|known| known.revision.clone())) {
                     Some(revision) => revision,
@@ -106,7 +106,7 @@ impl Action {
                 Ok(Answer::done(text, row, session.submit(change).await?))
             }
             Self::Remove(name) => {
-                let seen = session.read(false).await?;
+                let seen = session.read().await?;
                 if !seen.view.deployments.contains_key(&name) {
                     let known = seen.view.deployments.keys().map(ModelName::as_str);
                     return Err(unknown("deployment", name.as_str(), known));

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use phalanx_chassis::control_client::ControlClient;
-use phalanx_proto::change::{Change, GroupChange};
+use phalanx_chassis::control_client::{ControlClient, ViewReading};
+use phalanx_proto::change::{Change, GROUP_URL, GroupChange};
 use phalanx_proto::fault::{Fault, FaultCode};
 use phalanx_proto::id::{NodeId, ViewIndex};
 use phalanx_proto::pb::{RestoreResponse, StatusResponse};
@@ -44,20 +44,22 @@ impl Session {
         Ok(Self { client, nodes: urls.len(), name, sequence: 0 })
     }
 
-    /// The cluster with every write in it that was answered before; with `is_stale`, as one node has it.
-    pub(super) async fn read(&self, is_stale: bool) -> Result<Seen, Failure> {
+    /// The cluster with every write in it that was answered before.
+    pub(super) async fn read(&self) -> Result<Seen, Failure> {
+        let reading = self.client.read_view(ANSWER_WAIT_MAX).await;
+        Ok(Seen::new(reading.map_err(|fault| failure(&fault))?, false))
+    }
+
+    /// The cluster for a command that shows it: as [`Session::read`], or with `is_stale` as one node has it.
+    pub(super) async fn read_to_show(&self, is_stale: bool) -> Result<Seen, Failure> {
         let reading = if is_stale {
             self.client.read_view_stale().await
         } else {
             self.client.read_view(ANSWER_WAIT_MAX).await
         };
-        let reading = reading.map_err(|fault| match failure(&fault) {
-            Failure::Unreachable(line) if !is_stale && fault.retry_after.is_some() => {
-                Failure::Unreachable(format!("{line}; --stale shows what a node has at hand"))
-            }
-            failure => failure,
-        })?;
-        Ok(Seen { view: reading.view, node_id: reading.node_id, is_stale })
+        let reading = reading
+            .map_err(|fault| advised(&fault, is_stale, "--stale shows what a node has at hand"))?;
+        Ok(Seen::new(reading, is_stale))
     }
 
     /// Makes a change, once, and says at which index.
@@ -73,9 +75,18 @@ impl Session {
         })
     }
 
-    /// Changes the control group.
+    /// Changes the control group. What is done already is left as it is, so it is asked for again across an election.
     pub(super) async fn change_group(&self, change: GroupChange) -> Result<NodeId, Failure> {
-        self.client.change_group(change).await.map_err(|fault| failure(&fault))
+        let changed = self.client.change_group_within(ANSWER_WAIT_MAX, change).await;
+        changed.map_err(|fault| match failure(&fault) {
+            Failure::Failed(line) if fault.param.as_deref() == Some(GROUP_URL) => {
+                Failure::usage(line)
+            }
+            Failure::Unreachable(line) => Failure::Unreachable(format!(
+                "{line}; an answer may have been lost, but to ask again is harmless"
+            )),
+            failure => failure,
+        })
     }
 
     /// How many nodes may be asked.
@@ -85,12 +96,12 @@ impl Session {
 
     /// Everything the group holds, as a file; with `is_stale`, what one node has of it.
     pub(super) async fn backup(&self, is_stale: bool) -> Result<Vec<u8>, Failure> {
-        self.client.backup(is_stale).await.map_err(|fault| match failure(&fault) {
-            Failure::Unreachable(line) if !is_stale && fault.retry_after.is_some() => {
-                Failure::Unreachable(format!("{line}; --stale saves what a node has at hand"))
-            }
-            failure => failure,
-        })
+        let saved = if is_stale {
+            self.client.backup(true).await
+        } else {
+            self.client.backup_within(ANSWER_WAIT_MAX).await
+        };
+        saved.map_err(|fault| advised(&fault, is_stale, "--stale saves what a node has at hand"))
     }
 
     /// Begins a new history from `file` at the node asked.
@@ -107,6 +118,10 @@ impl Session {
 // === impl Seen ===
 
 impl Seen {
+    fn new(reading: ViewReading, is_stale: bool) -> Self {
+        Self { view: reading.view, node_id: reading.node_id, is_stale }
+    }
+
     /// As if read from node 2.
     #[cfg(test)]
     pub(super) const fn for_test(view: ClusterView, is_stale: bool) -> Self {
@@ -128,6 +143,16 @@ impl Seen {
             "stale": is_stale,
         });
         Answer { text, json }
+    }
+}
+
+/// As [`failure`]; where a node answered that it has no leader, with what does without one.
+fn advised(fault: &Fault, is_stale: bool, advice: &str) -> Failure {
+    match failure(fault) {
+        Failure::Unreachable(line) if !is_stale && fault.retry_after.is_some() => {
+            Failure::Unreachable(format!("{line}; {advice}"))
+        }
+        failure => failure,
     }
 }
 

@@ -53,7 +53,7 @@ impl Action {
 
     pub(super) async fn run(self, session: &mut Session) -> Result<Answer, Failure> {
         match self {
-            Self::List { is_stale } => Ok(settings(&session.read(is_stale).await?)),
+            Self::List { is_stale } => Ok(settings(&session.read_to_show(is_stale).await?)),
             Self::Set { key, value } => {
                 let row = json!({"key": key, "value": value});
                 let text = format!("setting {key} is {value}");
@@ -61,7 +61,7 @@ impl Action {
                 Ok(Answer::done(text, row, index))
             }
             Self::Remove(key) => {
-                let seen = session.read(false).await?;
+                let seen = session.read().await?;
                 if !seen.view.settings.contains_key(&key) {
                     let known = seen.view.settings.keys().map(String::as_str);
                     return Err(unknown("setting", &key, known));

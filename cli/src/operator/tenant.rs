@@ -101,16 +101,16 @@ impl Action {
 
     pub(super) async fn run(self, session: &mut Session) -> Result<Answer, Failure> {
         match self {
-            Self::List { is_stale } => Ok(tenants(&session.read(is_stale).await?)),
+            Self::List { is_stale } => Ok(tenants(&session.read_to_show(is_stale).await?)),
             Self::Set(wish) => {
-                let seen = session.read(false).await?;
+                let seen = session.read().await?;
                 let tenant = wish.over(seen.view.tenants.get(&wish.name));
                 let row = row(&tenant);
                 let text = format!("tenant {} is set", tenant.name);
                 Ok(Answer::done(text, row, session.submit(Change::PutTenant(tenant)).await?))
             }
             Self::Remove(name) => {
-                check_known(&session.read(false).await?.view, &name)?;
+                check_known(&session.read().await?.view, &name)?;
                 let row = json!({"name": name.as_str(), "removed": true});
                 let text = format!("tenant {name} is no more");
                 Ok(Answer::done(text, row, session.submit(Change::RemoveTenant(name)).await?))

@@ -59,9 +59,9 @@ impl Action {
 
     pub(super) async fn run(self, session: &mut Session) -> Result<Answer, Failure> {
         match self {
-            Self::List { is_stale } => Ok(workers(&session.read(is_stale).await?)),
+            Self::List { is_stale } => Ok(workers(&session.read_to_show(is_stale).await?)),
             Self::Drain(id) => {
-                let worker = find(&session.read(false).await?.view, id)?;
+                let worker = find(&session.read().await?.view, id)?;
                 let Member { epoch, .. } = worker;
                 let row = json!({"id": id.0, "epoch": epoch.0, "state": "draining"});
                 let text = format!("worker {id} drains: it finishes what it has");
@@ -69,7 +69,7 @@ impl Action {
                 Ok(Answer::done(text, row, index))
             }
             Self::Fence(id) => {
-                let worker = find(&session.read(false).await?.view, id)?;
+                let worker = find(&session.read().await?.view, id)?;
                 let Member { epoch, address, .. } = worker;
                 let row = json!({"id": id.0, "epoch": epoch.0, "state": "fenced"});
                 let text = format!(

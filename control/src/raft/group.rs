@@ -1,11 +1,12 @@
 //! Who is in the group and who leads it, changed by an operator: at the leader, one change at a time.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
-use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::errors::{ClientWriteError, RaftError};
 use openraft::raft::ClientWriteResponse;
-use openraft::{BasicNode, ChangeMembers};
+use openraft::{BasicNode, ChangeMembers, RaftMetrics};
+use phalanx_chassis::config::Kind;
 use phalanx_proto::change::GroupChange;
 use phalanx_proto::id::NodeId;
 use tokio::time::timeout;
@@ -16,6 +17,10 @@ use crate::command::ADDRESS_BYTES_MAX;
 
 /// How many entries a node may lack when it is given a vote: it must not slow the commits that it counts for.
 const PROMOTE_LAG_MAX: u64 = 1000;
+
+/// How long a node to promote may take to be heard: a leader that was just elected has heard nobody yet, and calls
+/// everybody many times within this.
+const HEARD_WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// Ids come from the log, above every id in use: entries are written until one is.
 const ID_ENTRIES_MAX: u64 = 1000;
@@ -31,6 +36,12 @@ pub(crate) enum GroupError {
     Busy(String),
     #[error("{0}")]
     Refused(String),
+    /// The URL given is the fault.
+    #[error("{0}")]
+    Url(String),
+    /// The node is not there, or not any more.
+    #[error("node {0} is not in the group")]
+    NotInGroup(NodeId),
 }
 
 type Changed = Result<NodeId, GroupError>;
@@ -49,12 +60,22 @@ impl Consensus {
     }
 
     async fn add(&self, url: String) -> Changed {
-        if !url.starts_with("http://") || url.len() > ADDRESS_BYTES_MAX {
-            return refuse(format!("url {url:?} is not of the form http://HOST:PORT"));
+        let url = url.trim_end_matches('/').to_owned();
+        let expected = Kind::Url.parse(&url).err();
+        let too_long = (url.len() > ADDRESS_BYTES_MAX)
+            .then(|| format!("has {} bytes, at most {ADDRESS_BYTES_MAX} are allowed", url.len()));
+        if let Some(problem) = expected.or(too_long) {
+            return Err(GroupError::Url(format!("url {url:?} {problem}")));
         }
         let nodes = self.status().nodes;
-        if let Some((node, _known)) = nodes.iter().find(|(_id, (known, _votes))| *known == url) {
-            return Ok(*node);
+        let known = nodes.iter().find(|(_id, (known, _votes))| known.trim_end_matches('/') == url);
+        match known {
+            Some((node, (_url, true))) => {
+                return Err(GroupError::Url(format!("url {url} is that of node {node}, a voter")));
+            }
+            // Its addition was asked for before.
+            Some((node, _learns)) => return Ok(*node),
+            None => {}
         }
         let highest = nodes.last_key_value().map_or(0, |(id, _node)| id.0);
         let node = self.fresh_id(highest).await?;
@@ -88,18 +109,30 @@ impl Consensus {
         if self.votes(node)? {
             return Ok(node);
         }
-        let metrics = self.raft().metrics().borrow_watched().clone();
-        let reached = metrics.replication.as_ref().and_then(|all| all.get(&node.0).copied());
-        let reached = reached.flatten().map_or(0, |reached| reached.index);
-        let lag = metrics.last_log_index.unwrap_or(0).saturating_sub(reached);
-        if lag > PROMOTE_LAG_MAX || reached == 0 {
+        let Some(lag) = self.lag_of(node).await else {
             return refuse(format!(
-                "node {node} lacks {lag} entries, at most {PROMOTE_LAG_MAX} may be lacking for a vote"
+                "node {node} was not heard within {HEARD_WAIT_MAX:?}: is it started, and reached where it was added?"
+            ));
+        };
+        if lag > PROMOTE_LAG_MAX {
+            return refuse(format!(
+                "node {node} lacks {lag} entries, at most {PROMOTE_LAG_MAX} may be lacking for a vote: wait until it has caught up"
             ));
         }
         let voters = ChangeMembers::AddVoterIds(BTreeSet::from([node.0]));
         let promoting = self.raft().change_membership(voters, true);
         changed(timeout(PROPOSE_WAIT_MAX, promoting).await, node)
+    }
+
+    /// How many entries the node lacks; none when this leader does not hear it.
+    async fn lag_of(&self, node: NodeId) -> Option<u64> {
+        let reached = |metrics: &RaftMetrics<Types>| {
+            let progress = metrics.replication.as_ref()?.get(&node.0)?.as_ref()?;
+            Some(metrics.last_log_index.unwrap_or(0).saturating_sub(progress.index))
+        };
+        let wait = self.raft().wait(Some(HEARD_WAIT_MAX));
+        let heard = wait.metrics(|metrics| reached(metrics).is_some(), "the node is heard").await;
+        heard.ok().as_ref().and_then(reached)
     }
 
     async fn remove(&self, node: NodeId) -> Changed {
@@ -144,7 +177,7 @@ impl Consensus {
     /// Whether a node of the group has a vote.
     fn votes(&self, node: NodeId) -> Result<bool, GroupError> {
         let votes = self.status().nodes.get(&node).map(|(_url, votes)| *votes);
-        votes.ok_or_else(|| GroupError::Refused(format!("node {node} is not in the group")))
+        votes.ok_or(GroupError::NotInGroup(node))
     }
 }
 
