@@ -11,6 +11,22 @@ pub struct Backoff {
     state: u64,
 }
 
+/// How far apart the states of one series of draws are.
+const SPLIT_MIX_STEP: u64 = 0x9E37_79B9_7F4A_7C15;
+
+/// The `nth` number between 0 and 1 that is drawn from `seed`: jitter for who keeps count of its draws itself.
+pub fn jitter(seed: u64, nth: u32) -> f64 {
+    share(seed.wrapping_add(SPLIT_MIX_STEP.wrapping_mul(u64::from(nth) + 1)))
+}
+
+/// SplitMix64 (Steele, Lea and Flood, 2014), as a share of its range.
+fn share(state: u64) -> f64 {
+    let mut mixed = state;
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    f64::from(u32::try_from(mixed >> 32).unwrap_or(0)) / f64::from(u32::MAX)
+}
+
 impl Backoff {
     /// Delays from `first`, doubling up to `max`; `seed` sets the jitter apart from other processes'.
     pub const fn new(first: Duration, max: Duration, seed: u64) -> Self {
@@ -21,12 +37,8 @@ impl Backoff {
     pub fn delay(&mut self) -> Duration {
         let step = self.next;
         self.next = (step * 2).min(self.max);
-        // SplitMix64 (Steele, Lea and Flood, 2014).
-        self.state = self.state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = self.state;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        let share = f64::from(u32::try_from(mixed >> 32).unwrap_or(0)) / f64::from(u32::MAX);
+        self.state = self.state.wrapping_add(SPLIT_MIX_STEP);
+        let share = share(self.state);
         step.mul_f64(0.5 + share / 2.0)
     }
 

@@ -6,14 +6,15 @@
 use std::path::PathBuf;
 
 use phalanx_chassis::config::{ConfigFault, Resolved, Setting};
-use phalanx_router::RouterConfig;
+use phalanx_router::{ConfigError, RouterConfig};
 use phalanx_worker::RawWorker;
 
 use crate::model_folder::ModelFolder;
 use crate::{router, settings, worker};
 
 /// Settings whose limit is another setting. A limit that could not be read limits nothing.
-static LIMITED_BY: [(&Setting, &Setting); 2] = [
+static LIMITED_BY: [(&Setting, &Setting); 3] = [
+    (&settings::BREAKER_OPEN, &settings::BREAKER_OPEN_MAX),
     (&settings::ROUTER_TIMEOUT, &settings::ROUTER_TIMEOUT_MAX),
     (&settings::WORKER_RUNNING, &settings::WORKER_STEP_TOKENS),
 ];
@@ -31,8 +32,8 @@ pub(crate) fn of_all(resolved: &Resolved) -> Vec<ConfigFault> {
 /// One router.
 pub(crate) fn of_router(resolved: &Resolved) -> Vec<ConfigFault> {
     let errors = RouterConfig::try_from(router::raw(resolved)).err().unwrap_or_default();
-    let fault = |key, expected: &str| fault(resolved, ("router", key), expected);
-    errors.iter().filter_map(|error| fault(error.key, &error.expected)).collect()
+    let fault = |error: &ConfigError| fault(resolved, (error.section, error.key), &error.expected);
+    errors.iter().filter_map(fault).collect()
 }
 
 /// One worker.

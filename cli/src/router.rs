@@ -11,7 +11,7 @@ use phalanx_chassis::metrics::Metrics;
 use phalanx_chassis::watch::ViewWatch;
 use phalanx_proto::change::Registration;
 use phalanx_proto::view::{Capacity, MemberRole};
-use phalanx_router::{RawRouter, Router, RouterConfig};
+use phalanx_router::{RawBreaker, RawRouter, Router, RouterConfig};
 use serde_json::json;
 
 use crate::failure::{Failure, chain};
@@ -111,6 +111,16 @@ pub(crate) fn raw(resolved: &Resolved) -> RawRouter {
         request_timeout_ms: resolved.integer(&settings::ROUTER_TIMEOUT),
         request_timeout_ms_max: resolved.integer(&settings::ROUTER_TIMEOUT_MAX),
         drain_timeout_ms: resolved.integer(&settings::ROUTER_DRAIN_TIMEOUT),
+        breaker: RawBreaker {
+            breaker_window_ms: resolved.integer(&settings::BREAKER_WINDOW),
+            breaker_samples_min: resolved.integer(&settings::BREAKER_SAMPLES),
+            breaker_failure_percent: resolved.integer(&settings::BREAKER_PERCENT),
+            breaker_failures_in_a_row: resolved.integer(&settings::BREAKER_FAILURES),
+            breaker_open_ms: resolved.integer(&settings::BREAKER_OPEN),
+            breaker_open_ms_max: resolved.integer(&settings::BREAKER_OPEN_MAX),
+            breaker_probes: resolved.integer(&settings::BREAKER_PROBES),
+            breaker_slow_percent: resolved.integer(&settings::BREAKER_SLOW),
+        },
     }
 }
 

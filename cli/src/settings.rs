@@ -51,6 +51,23 @@ settings! {
     ROUTER_DRAIN_TIMEOUT = [router] drain_timeout_ms: Kind::Integer { min: 0, max: 3_600_000 }, None,
         "How long live streams may go on once the process drains (default: 120000)";
 
+    BREAKER_WINDOW = [breaker] breaker_window_ms: Kind::Integer { min: 100, max: 600_000 }, None,
+        "How long the outcome of a request counts for its engine (default: 30000)";
+    BREAKER_SAMPLES = [breaker] breaker_samples_min: Kind::Integer { min: 1, max: 128 }, None,
+        "Fewest outcomes whose share of failures ejects an engine (default: 10)";
+    BREAKER_PERCENT = [breaker] breaker_failure_percent: Kind::Integer { min: 1, max: 100 }, None,
+        "Share of failures that ejects an engine (default: 50)";
+    BREAKER_FAILURES = [breaker] breaker_failures_in_a_row: Kind::Integer { min: 1, max: 1_000 }, None,
+        "Failures in a row that eject an engine (default: 5)";
+    BREAKER_OPEN = [breaker] breaker_open_ms: Kind::Integer { min: 1, max: 3_600_000 }, None,
+        "How long an engine is out at first; then twice as long each time (default: 5000)";
+    BREAKER_OPEN_MAX = [breaker] breaker_open_ms_max: Kind::Integer { min: 1, max: 3_600_000 }, None,
+        "The longest that an engine is out before it is probed (default: 60000)";
+    BREAKER_PROBES = [breaker] breaker_probes: Kind::Integer { min: 1, max: 100 }, None,
+        "Requests that probe an engine, all of which must succeed (default: 3)";
+    BREAKER_SLOW = [breaker] breaker_slow_percent: Kind::Integer { min: 0, max: 100_000 }, None,
+        "An engine is out when its first tokens take this share of its peers' time; 0: never (default: 300)";
+
     CONTROL_NODE_ID = [control] node_id: NODE_ID, Some("1"),
         "This node's id within the control group";
     CONTROL_LISTEN = [control] listen: Kind::Address, Some(CONTROL_ADDRESS_DEFAULT),
@@ -128,7 +145,7 @@ settings! {
 }
 
 static LOGS: [&Setting; 2] = [&LOG_FORMAT, &LOG_LEVEL];
-static ROUTING: [&Setting; 7] = [
+static ROUTING: [&Setting; 15] = [
     &ROUTER_AUTH,
     &ROUTER_BODY_BYTES,
     &ROUTER_CONCURRENCY,
@@ -136,6 +153,14 @@ static ROUTING: [&Setting; 7] = [
     &ROUTER_TIMEOUT,
     &ROUTER_TIMEOUT_MAX,
     &ROUTER_DRAIN_TIMEOUT,
+    &BREAKER_WINDOW,
+    &BREAKER_SAMPLES,
+    &BREAKER_PERCENT,
+    &BREAKER_FAILURES,
+    &BREAKER_OPEN,
+    &BREAKER_OPEN_MAX,
+    &BREAKER_PROBES,
+    &BREAKER_SLOW,
 ];
 static ENGINE: [&Setting; 9] = [
     &WORKER_CPU_PATH,

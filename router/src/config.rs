@@ -1,8 +1,14 @@
 //! The router's settings: raw as the user wrote them, then validated once.
 
+mod faults;
+
 use std::time::Duration;
 
 use serde::Deserialize;
+
+pub use self::faults::RawBreaker;
+
+use crate::dispatch::health::HealthPolicy;
 
 /// Where clients connect by default: this machine alone, so that nothing is exposed unasked.
 const DEFAULT_LISTEN: &str = "127.0.0.1:8080";
@@ -37,12 +43,16 @@ pub struct RawRouter {
     pub request_timeout_ms_max: Option<u64>,
     /// How long live streams may go on once the process drains.
     pub drain_timeout_ms: Option<u64>,
+    /// Section `[breaker]`.
+    pub breaker: RawBreaker,
 }
 
 /// A setting that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("router.{key}: {value} is not allowed, must be {expected}")]
+#[error("{section}.{key}: {value} is not allowed, must be {expected}")]
 pub struct ConfigError {
+    /// The section of the file.
+    pub section: &'static str,
     /// The key within the section.
     pub key: &'static str,
     /// What was given.
@@ -61,6 +71,13 @@ pub struct RouterConfig {
     request_timeout: Duration,
     request_timeout_max: Duration,
     drain_timeout: Duration,
+    health: HealthPolicy,
+}
+
+/// Collects every setting that is out of its limits.
+struct Limits {
+    section: &'static str,
+    errors: Vec<ConfigError>,
 }
 
 // === impl RouterConfig ===
@@ -87,6 +104,10 @@ impl RouterConfig {
         self.drain_timeout
     }
 
+    pub(crate) const fn health(&self) -> HealthPolicy {
+        self.health
+    }
+
     /// How long a request may take, given what its client asked for.
     pub(crate) fn request_timeout(&self, asked: Option<Duration>) -> Duration {
         asked.unwrap_or(self.request_timeout).min(self.request_timeout_max)
@@ -103,14 +124,9 @@ impl TryFrom<RawRouter> for RouterConfig {
     type Error = Vec<ConfigError>;
 
     fn try_from(raw: RawRouter) -> Result<Self, Vec<ConfigError>> {
-        let mut errors = Vec::new();
+        let mut limits = Limits { section: "router", errors: Vec::new() };
         let mut number = |key, value: Option<u64>, default, min, max| {
-            let value = value.unwrap_or(default);
-            if !(min..=max).contains(&value) {
-                let expected = format!("between {min} and {max}");
-                errors.push(ConfigError { key, value: value.to_string(), expected });
-            }
-            value
+            limits.number(key, value.unwrap_or(default), min, max)
         };
         let body_bytes = number(
             "body_bytes_max",
@@ -138,11 +154,11 @@ impl TryFrom<RawRouter> for RouterConfig {
         let listen = raw.listen.unwrap_or_else(|| DEFAULT_LISTEN.to_owned());
         let port = listen.rsplit_once(':').filter(|(host, _)| !host.is_empty());
         if port.is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
-            let expected = "HOST:PORT".to_owned();
-            errors.push(ConfigError { key: "listen", value: listen.clone(), expected });
+            limits.refuse("listen", listen.clone(), "HOST:PORT".to_owned());
         }
-        if !errors.is_empty() {
-            return Err(errors);
+        let health = raw.breaker.validate(&mut limits);
+        if !limits.errors.is_empty() {
+            return Err(limits.errors);
         }
         // All numbers are far below 2^32, as checked above.
         let count = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
@@ -154,7 +170,24 @@ impl TryFrom<RawRouter> for RouterConfig {
             request_timeout: Duration::from_millis(timeout),
             request_timeout_max: Duration::from_millis(timeout_max),
             drain_timeout: Duration::from_millis(drain),
+            health,
         })
+    }
+}
+
+// === impl Limits ===
+
+impl Limits {
+    /// `value`, which must lie between `min` and `max`.
+    fn number(&mut self, key: &'static str, value: u64, min: u64, max: u64) -> u64 {
+        if !(min..=max).contains(&value) {
+            self.refuse(key, value.to_string(), format!("between {min} and {max}"));
+        }
+        value
+    }
+
+    fn refuse(&mut self, key: &'static str, value: String, expected: String) {
+        self.errors.push(ConfigError { section: self.section, key, value, expected });
     }
 }
 

@@ -5,15 +5,20 @@
 //!                                  ▲                 ▲ credit, load, learnt rates
 //! reports, and their silence ── listen
 //! ```
-//! An alias' traffic is divided by `affinity`. A prefix index adds a term to the cost, a breaker removes candidates: both belong here, unseen by `api`.
+//! An alias' traffic is divided by `affinity`. Engines that fail (`breaker`) or lag far behind their peers (`pace`) are no
+//! candidates, as `health` knows. A prefix index adds a term to the cost; it belongs here, unseen by `api`.
 
 pub(crate) mod affinity;
+pub(crate) mod breaker;
 pub(crate) mod cost;
 pub(crate) mod credit;
 pub(crate) mod fleet;
 pub(crate) mod follow;
+pub(crate) mod health;
 pub(crate) mod listen;
+pub(crate) mod pace;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
@@ -28,11 +33,14 @@ use tower::Service;
 
 use self::cost::{Offer, Work};
 use self::credit::CreditGuard;
-use self::fleet::{Fleet, Route};
-use crate::ask::{Ask, Call};
-use crate::engine::native::Native;
+use self::fleet::{Candidates, Fleet, Route};
+use self::health::{Admission, Trial};
+use self::pace::WorkClass;
+use crate::ask::Call;
+use crate::engine::native::{CallMetadata, Native};
 use crate::engine::{Engine, Kind, native};
 use crate::error::{Progress, RouterError};
+use crate::meter::Meter;
 use crate::metrics::RouterMetrics;
 use crate::reply::{Placement, Reply};
 use crate::stream::TokenStream;
@@ -49,11 +57,13 @@ pub(crate) struct Dispatch {
 pub(crate) struct Choice {
     pub(crate) engine: Arc<Engine>,
     pub(crate) model: ModelName,
+    admission: Admission,
 }
 
 /// A request on its way to an engine, its work on the books.
 pub(crate) struct Assignment {
     pub(crate) engine: Arc<Engine>,
+    pub(crate) trial: Trial,
     pub(crate) credit: CreditGuard,
     pub(crate) sending: Sending,
     placement: Placement,
@@ -92,16 +102,25 @@ impl Dispatch {
 
     fn choose_on(&self, route: Route<'_>, work: Work, excluded: &[MemberId]) -> Option<Choice> {
         let rotation = self.rotation.fetch_add(1, Ordering::Relaxed);
-        let candidates = route.candidates(excluded);
-        let offers: Vec<Offer> = candidates.iter().map(|engine| engine.offer()).collect();
+        let Candidates { engines, admission } = route.candidates(excluded, Instant::now());
+        let offers: Vec<Offer> = engines.iter().map(|engine| engine.offer()).collect();
         let chosen = cost::choose(&offers, work, rotation)?;
-        Some(Choice { engine: Arc::clone(candidates[chosen]), model: route.model.clone() })
+        let (engine, model) = (Arc::clone(engines[chosen]), route.model.clone());
+        Some(Choice { engine, model, admission })
     }
 
     /// Puts `call` on the books of the engine that answers it soonest.
     fn assign(&self, call: &Call) -> Result<Assignment, RouterError> {
-        let choice = self.choose(&call.ask.model, call.draw, call.ask.work, &call.excluded)?;
-        Assignment::new(choice, &call.ask)
+        let mut excluded = Cow::from(&call.excluded);
+        loop {
+            let choice = self.choose(&call.ask.model, call.draw, call.ask.work, &excluded)?;
+            let id = choice.engine.id();
+            if let Some(assignment) = Assignment::new(choice, call)? {
+                return Ok(assignment);
+            }
+            // Another request took the last probe of this engine.
+            excluded.to_mut().push(id);
+        }
     }
 
     /// The same for a copy of `call` that goes to the shadow of its alias; none when nobody serves it.
@@ -109,12 +128,14 @@ impl Dispatch {
         let fleet = self.fleet.load();
         let route = fleet.shadow(&call.ask.model)?;
         let choice = self.choose_on(route, call.ask.work, &[])?;
-        Assignment::new(choice, &call.ask).ok()
+        Assignment::new(choice, call).ok().flatten()
     }
 
     fn start(&self, call: &Call) -> Result<BoxFuture<'static, ReplyResult>, RouterError> {
-        let Assignment { engine, credit, sending, placement } = self.assign(call)?;
-        let metadata = call.metadata.clone();
+        let Assignment { engine, mut trial, credit, sending, placement } = self.assign(call)?;
+        // An attempt after the first has less time left.
+        let timeout = call.deadline.saturating_duration_since(Instant::now());
+        let metadata = CallMetadata { timeout, ..call.metadata.clone() };
         let (metrics, received) = (self.metrics.clone(), call.received);
         if call.excluded.is_empty() {
             metrics.overhead.observe(received.elapsed().as_secs_f64());
@@ -125,11 +146,11 @@ impl Dispatch {
             let alone = credit.is_only_prefill();
             let (first, source) =
                 native::generate(&worker, *message, metadata).await.map_err(|fault| {
+                    trial.failed(&fault);
                     let worker = engine.identity.clone();
                     RouterError::Worker { worker, progress: Progress::NotStarted, fault }
                 })?;
-            let meter =
-                crate::meter::Meter::new(engine, credit, metrics).timed(received, sent, alone);
+            let meter = Meter::new(engine, credit, trial, metrics).timed(received, sent, alone);
             Ok(Reply::Tokens(TokenStream::new(first, source, placement, meter)))
         }))
     }
@@ -138,12 +159,13 @@ impl Dispatch {
 // === impl Assignment ===
 
 impl Assignment {
-    /// `ask` for the engine chosen.
+    /// `call` for the engine chosen; none if that admits no more.
     ///
     /// # Errors
     /// Why the request cannot be put in the form that the engine takes.
-    fn new(choice: Choice, ask: &Ask) -> Result<Self, RouterError> {
-        let Choice { engine, model } = choice;
+    fn new(choice: Choice, call: &Call) -> Result<Option<Self>, RouterError> {
+        let Choice { engine, model, admission } = choice;
+        let ask = &call.ask;
         let sending = match &engine.kind {
             Kind::Native(worker) => {
                 let generate = ask.native.as_ref().map_err(Clone::clone)?;
@@ -152,10 +174,19 @@ impl Assignment {
                 Sending::Native { worker: Arc::clone(worker), message }
             }
         };
+        // What the engine computes before the first event: what it has in hand, and this.
+        let ahead =
+            engine.offer().outstanding.prefill_tokens.saturating_add(ask.work.prefill_tokens);
+        let served = engine.model_index(&model).unwrap_or(0);
+        let class = WorkClass::of(ahead);
+        let Some(trial) = Trial::begin(&engine.health, served, class, call.deadline, admission)
+        else {
+            return Ok(None);
+        };
         let credit = engine.take_credit(ask.work);
         let revision = engine.revision(&model).cloned();
         let placement = Placement { worker: engine.identity.clone(), model, revision };
-        Ok(Self { engine, credit, sending, placement })
+        Ok(Some(Self { engine, trial, credit, sending, placement }))
     }
 }
 

@@ -21,6 +21,7 @@ use self::native::Native;
 use crate::ask::ANSWER_TOKENS_EXPECTED;
 use crate::dispatch::cost::{Estimate, Offer, Work};
 use crate::dispatch::credit::{Credit, CreditGuard};
+use crate::dispatch::health::{Health, HealthPolicy};
 
 /// Who an engine is: to this process, and to people.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +37,7 @@ pub(crate) struct Engine {
     pub(crate) models: Vec<ServedModel>,
     pub(crate) kind: Kind,
     load: Load,
+    pub(crate) health: Arc<Health>,
     credit: Arc<Credit>,
     estimate: Mutex<Estimate>,
 }
@@ -73,10 +75,18 @@ impl fmt::Display for Identity {
 // === impl Engine ===
 
 impl Engine {
-    /// The engine of a registration; down until its link is up. Its silence is counted by `clock`.
-    pub(crate) fn of_member(member: &Member, clock: Arc<WakingClock>) -> Self {
+    /// The engine of a registration; down until its link is up. Its silence is counted by `clock`, its failures are
+    /// judged by `policy`.
+    pub(crate) fn of_member(
+        member: &Member,
+        clock: Arc<WakingClock>,
+        policy: HealthPolicy,
+    ) -> Self {
+        let identity = Identity::of_member(member.id);
+        let health = Arc::new(Health::new(identity.clone(), member.models.len(), policy));
         Self {
-            identity: Identity::of_member(member.id),
+            identity,
+            health,
             models: member.models.clone(),
             kind: Kind::Native(Arc::new(Native::new(member, clock))),
             load: Load::default(),
@@ -116,6 +126,11 @@ impl Engine {
     /// The revision it serves of `model`, if it does.
     pub(crate) fn revision(&self, model: &ModelName) -> Option<&Revision> {
         self.models.iter().find(|served| served.name == *model).map(|served| &served.revision)
+    }
+
+    /// The index of `model` among what it serves.
+    pub(crate) fn model_index(&self, model: &ModelName) -> Option<usize> {
+        self.models.iter().position(|served| served.name == *model)
     }
 
     /// Takes its report of itself.

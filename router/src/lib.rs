@@ -32,5 +32,5 @@ mod retry;
 mod shadow;
 mod stream;
 
-pub use self::config::{ConfigError, RawRouter, RouterConfig};
+pub use self::config::{ConfigError, RawBreaker, RawRouter, RouterConfig};
 pub use self::server::{Router, StartError};

@@ -3,17 +3,20 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use phalanx_proto::fault::Fault;
 use phalanx_proto::generate::{Delta, Event};
 
 use crate::dispatch::credit::CreditGuard;
+use crate::dispatch::health::Trial;
 use crate::engine::Engine;
 use crate::metrics::RouterMetrics;
 
-/// Watches the events of one stream go by. Holds the stream's credit.
+/// Watches the events of one stream go by. Holds the stream's credit, and what it says of its engine's health.
 #[derive(Debug)]
 pub(crate) struct Meter {
     engine: Arc<Engine>,
     credit: CreditGuard,
+    trial: Trial,
     metrics: RouterMetrics,
     received: Instant,
     sent: Instant,
@@ -28,11 +31,17 @@ pub(crate) struct Meter {
 
 impl Meter {
     /// A meter for a stream of `engine` that holds `credit`.
-    pub(crate) fn new(engine: Arc<Engine>, credit: CreditGuard, metrics: RouterMetrics) -> Self {
+    pub(crate) fn new(
+        engine: Arc<Engine>,
+        credit: CreditGuard,
+        trial: Trial,
+        metrics: RouterMetrics,
+    ) -> Self {
         let now = Instant::now();
         Self {
             engine,
             credit,
+            trial,
             metrics,
             received: now,
             sent: now,
@@ -50,6 +59,7 @@ impl Meter {
 
     /// Learns from `event`, which arrived at `now`.
     pub(crate) fn observe(&mut self, event: &Event, now: Instant) {
+        self.trial.event(now);
         match event {
             Event::Started { prompt_tokens, cached_tokens, .. } => {
                 self.credit.prefill_done();
@@ -62,11 +72,17 @@ impl Meter {
             Event::Delta(delta) => self.observe_delta(delta, now),
             Event::Finished { .. } => {}
             Event::Usage(usage) => {
+                self.trial.answered();
                 self.metrics.prompt_tokens.inc_by(usage.prompt_tokens.into());
                 self.metrics.cached_tokens.inc_by(usage.cached_tokens.into());
                 self.metrics.generated_tokens.inc_by(usage.completion_tokens.into());
             }
         }
+    }
+
+    /// The stream broke off.
+    pub(crate) fn failed(&mut self, fault: &Fault) {
+        self.trial.failed(fault);
     }
 
     fn observe_delta(&mut self, delta: &Delta, now: Instant) {

@@ -2,18 +2,20 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use phalanx_chassis::metrics::Metrics;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Unit;
 
+use crate::dispatch::breaker::BreakerState;
 use crate::dispatch::fleet::Fleet;
 
 /// A request's labels. Models are known names or `unknown`, so that clients cannot make series.
@@ -27,6 +29,12 @@ pub(crate) struct RequestLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct ShadowLabels {
     pub(crate) result: &'static str,
+}
+
+/// An engine's labels.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WorkerLabels {
+    worker: String,
 }
 
 /// Handles to the router's metrics. Cheap to clone.
@@ -152,8 +160,25 @@ impl Collector for FleetGauges {
             let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
         }
-        Ok(())
+        encode_breakers(&fleet, &mut encoder)
     }
+}
+
+/// One series for each engine there is, so that they go with it.
+fn encode_breakers(fleet: &Fleet, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+    let help = "Whether an engine is sent requests: 0 as ever, 1 to probe it, 2 not at all";
+    let now = Instant::now();
+    let mut states = encoder.encode_descriptor("breaker_state", help, None, MetricType::Gauge)?;
+    for engine in fleet.engines() {
+        let labels = WorkerLabels { worker: engine.identity.name.to_string() };
+        let state = ConstGauge::new(match engine.health.state(now) {
+            BreakerState::Closed => 0i64,
+            BreakerState::HalfOpen => 1,
+            BreakerState::Open => 2,
+        });
+        state.encode(states.encode_family(&labels)?)?;
+    }
+    Ok(())
 }
 
 // === impl Staleness ===

@@ -92,7 +92,7 @@ impl Router {
         let listener = TcpListener::bind(config.listen()).await.map_err(failed)?;
         let local_addr = listener.local_addr().map_err(failed)?;
         let config = Arc::new(config);
-        let fleet = Arc::new(ArcSwap::from_pointee(Fleet::default()));
+        let fleet = Arc::new(ArcSwap::from_pointee(Fleet::new(config.health())));
         let router_metrics = RouterMetrics::new(metrics, Arc::clone(&fleet));
         let dispatch = Dispatch::new(Arc::clone(&fleet), router_metrics.clone());
         let (stop, own_drain) = drain::channel();

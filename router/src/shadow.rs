@@ -15,6 +15,7 @@ use tokio::sync::Semaphore;
 use tower::Service;
 
 use crate::ask::Call;
+use crate::dispatch::health::Trial;
 use crate::dispatch::{Assignment, Dispatch, Sending};
 use crate::engine::native;
 use crate::error::RouterError;
@@ -113,21 +114,30 @@ async fn run(dispatch: &Dispatch, call: &Call) -> Outcome {
 
 /// Reads the answer to its end, giving credit back as the work is done.
 async fn read(assignment: Assignment, call: &Call) -> Result<(), Fault> {
-    let Assignment { mut credit, sending, .. } = assignment;
+    let Assignment { mut credit, mut trial, sending, .. } = assignment;
     let Sending::Native { worker, message } = sending;
     let timeout = call.deadline.saturating_duration_since(Instant::now());
     let metadata = native::CallMetadata { timeout, ..call.metadata.clone() };
-    let (mut event, mut source) = native::generate(&worker, *message, metadata).await?;
+    let failed = |trial: &mut Trial, fault: Fault| {
+        trial.failed(&fault);
+        fault
+    };
+    let begun = native::generate(&worker, *message, metadata).await;
+    let (mut event, mut source) = begun.map_err(|fault| failed(&mut trial, fault))?;
     loop {
+        trial.event(Instant::now());
         match &event {
             Event::Started { .. } => credit.prefill_done(),
             Event::Delta(delta) => credit.decoded(delta.token_ids.len() as u64),
             Event::Finished { .. } => {}
-            Event::Usage(_) => return Ok(()),
+            Event::Usage(_) => {
+                trial.answered();
+                return Ok(());
+            }
         }
         let next = std::future::poll_fn(|cx| source.poll_event(cx)).await;
         let ended = || Err(Fault::new(FaultCode::Unavailable, "closed the stream early"));
-        event = next.unwrap_or_else(ended)?;
+        event = next.unwrap_or_else(ended).map_err(|fault| failed(&mut trial, fault))?;
     }
 }
 

@@ -76,14 +76,16 @@ impl Open {
         }
         if let Poll::Ready(item) = self.source.poll_event(cx) {
             let ended = || Err(Fault::new(FaultCode::Unavailable, "closed the stream early"));
-            let event = item.unwrap_or_else(ended).map_err(|fault| RouterError::Worker {
+            let event = item.unwrap_or_else(ended);
+            match &event {
+                Ok(event) => self.meter.observe(event, Instant::now()),
+                Err(fault) => self.meter.failed(fault),
+            }
+            let event = event.map_err(|fault| RouterError::Worker {
                 worker: worker.clone(),
                 progress: Progress::Started,
                 fault,
             });
-            if let Ok(event) = &event {
-                self.meter.observe(event, Instant::now());
-            }
             return Poll::Ready(event.map_err(|error| match &self.cutoff {
                 Some(cutoff) => cutoff.reword(error),
                 None => error,

@@ -30,7 +30,7 @@ pub(crate) async fn tokenize(
     let message = tokenize_message(&fields)?;
     let metadata = &incoming.metadata;
     let answer = gateway
-        .ask(&incoming, &model, async |Choice { engine, model }| {
+        .ask(&incoming, &model, async |Choice { engine, model, .. }| {
             let Kind::Native(worker) = &engine.kind;
             let message = pb::TokenizeRequest { model: model.to_string(), ..message.clone() };
             let answer = native::tokenize(worker, message, metadata.clone()).await;
@@ -65,7 +65,7 @@ pub(crate) async fn detokenize(
     let ids = fields.token_ids("tokens")?.ok_or_else(|| fields.missing("tokens"))?;
     let metadata = &incoming.metadata;
     let answer = gateway
-        .ask(&incoming, &model, async |Choice { engine, model }| {
+        .ask(&incoming, &model, async |Choice { engine, model, .. }| {
             let Kind::Native(worker) = &engine.kind;
             let message = pb::DetokenizeRequest { model: model.to_string(), ids: ids.clone() };
             let answer = native::detokenize(worker, message, metadata.clone()).await;

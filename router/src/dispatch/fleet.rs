@@ -2,11 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Instant;
 
 use phalanx_proto::id::{MemberId, ModelName, Revision};
 use phalanx_proto::view::{AliasTarget, ClusterView, MemberRole, MemberState};
 
 use super::affinity::by_weight;
+use super::health::{Admission, HealthPolicy};
+use super::pace::Usual;
 use crate::engine::Engine;
 use crate::engine::hearing::WakingClock;
 use crate::error::RouterError;
@@ -20,6 +23,7 @@ pub(crate) struct Fleet {
     ready: HashMap<ModelName, Vec<Arc<Engine>>>,
     /// What the engines' silence is counted by, the same in every snapshot.
     clock: Arc<WakingClock>,
+    policy: HealthPolicy,
 }
 
 /// What the driver must do to follow a new fleet.
@@ -39,6 +43,14 @@ pub(crate) struct Route<'a> {
     engines: &'a [Arc<Engine>],
 }
 
+/// Engines that can take a request.
+#[derive(Debug)]
+pub(crate) struct Candidates<'a> {
+    pub(crate) engines: Vec<&'a Arc<Engine>>,
+    /// How they were found.
+    pub(crate) admission: Admission,
+}
+
 /// A model or alias as clients list it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Listing {
@@ -50,17 +62,23 @@ pub(crate) struct Listing {
 // === impl Fleet ===
 
 impl Fleet {
+    /// A fleet without engines, which judges those to come by `policy`.
+    pub(crate) fn new(policy: HealthPolicy) -> Self {
+        Self { policy, ..Self::default() }
+    }
+
     /// The fleet that `view` describes; engines whose registration did not change are kept.
     pub(crate) fn next(&self, view: Arc<ClusterView>) -> (Self, Changes) {
         let clock = Arc::clone(&self.clock);
-        let mut fleet = Self { view, clock, ..Self::default() };
+        let mut fleet = Self { view, clock, ..Self::new(self.policy) };
         let mut changes = Changes::default();
         let workers = fleet.view.members.values().filter(|m| m.role == MemberRole::Worker);
         for member in workers {
             let kept = self.engines.get(&member.id).filter(|engine| engine.is_of(member));
             let engine = kept.map_or_else(
                 || {
-                    let engine = Arc::new(Engine::of_member(member, Arc::clone(&self.clock)));
+                    let clock = Arc::clone(&self.clock);
+                    let engine = Arc::new(Engine::of_member(member, clock, self.policy));
                     changes.opened.push(Arc::clone(&engine));
                     engine
                 },
@@ -192,6 +210,26 @@ impl Fleet {
         self.engines.values()
     }
 
+    /// Ejects engines that are far slower than their peers, but never so many that fewer than half of a model's
+    /// engines are left.
+    pub(crate) fn eject_slow(&self, now: Instant) {
+        for (model, engines) in &self.ready {
+            let engines: Vec<(&Arc<Engine>, usize)> = (engines.iter().filter(|e| e.is_up()))
+                .filter_map(|engine| Some((engine, engine.model_index(model)?)))
+                .collect();
+            let typical = engines.iter().map(|(engine, index)| engine.health.typical(*index));
+            let usual = Usual::among(typical);
+            let is_out = |(engine, _): &&(&Arc<Engine>, usize)| !engine.health.admits(now);
+            let mut out = engines.iter().filter(is_out).count();
+            for (engine, index) in &engines {
+                let is_slow = engine.health.is_slow(*index, usual, now);
+                if is_slow && (out + 1) * 2 <= engines.len() && engine.health.eject(now) {
+                    out += 1;
+                }
+            }
+        }
+    }
+
     /// What the engines' silence is counted by.
     pub(crate) fn clock(&self) -> &WakingClock {
         &self.clock
@@ -208,12 +246,18 @@ impl Fleet {
 impl<'a> Route<'a> {
     /// Engines that can take the request now, but for those in `excluded`. Silent ones only when no engine of
     /// the model is heard: then it is as likely this router's network that is at fault, and one has to be tried.
-    pub(crate) fn candidates(self, excluded: &[MemberId]) -> Vec<&'a Arc<Engine>> {
+    /// Ejected ones when more than half of the engines are, which the others could not bear, or no other is left.
+    pub(crate) fn candidates(self, excluded: &[MemberId], now: Instant) -> Candidates<'a> {
         let any_is_heard = self.serving().any(|engine| engine.is_heard());
         let is_able = if any_is_heard { Engine::is_heard } else { Engine::is_up };
-        self.serving()
-            .filter(|engine| is_able(engine) && !excluded.contains(&engine.id()))
-            .collect()
+        let mut engines: Vec<_> = self.serving().filter(|engine| is_able(engine)).collect();
+        let well = engines.iter().filter(|engine| engine.health.admits(now)).count();
+        let is_excluded = |engine: &Arc<Engine>| excluded.contains(&engine.id());
+        let is_well_left = || engines.iter().any(|e| e.health.admits(now) && !is_excluded(e));
+        let is_panic = well * 2 < engines.len() || !is_well_left();
+        engines.retain(|engine| (is_panic || engine.health.admits(now)) && !is_excluded(engine));
+        let admission = if is_panic { Admission::Panic } else { Admission::Healthy };
+        Candidates { engines, admission }
     }
 
     /// Engines registered for the model at the revision asked for.

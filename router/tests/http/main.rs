@@ -3,6 +3,7 @@
 
 mod alias;
 mod bad_input;
+mod breaker;
 mod chat;
 mod completions;
 mod drain;

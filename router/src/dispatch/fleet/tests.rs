@@ -72,7 +72,7 @@ fn worker(engine: &Engine) -> &Native {
 fn candidates(fleet: &Fleet, name: &str, draw: u64) -> Option<Vec<u64>> {
     let name = ModelName::from(name);
     let route = fleet.route(&name, draw, &[])?;
-    Some(route.candidates(&[]).iter().map(|engine| engine.id().0).collect())
+    Some(route.candidates(&[], Instant::now()).engines.iter().map(|engine| engine.id().0).collect())
 }
 
 #[tokio::test]
@@ -146,7 +146,8 @@ async fn a_target_whose_engines_failed_the_call_is_left_for_another() {
     ]);
     let name = ModelName::from("alias");
     let route = fleet.route(&name, 0, &[MemberId(1)]).unwrap();
-    let left: Vec<u64> = route.candidates(&[MemberId(1)]).iter().map(|e| e.id().0).collect();
+    let left = route.candidates(&[MemberId(1)], Instant::now()).engines;
+    let left: Vec<u64> = left.iter().map(|e| e.id().0).collect();
     assert_eq!(left, [2]);
 }
 
@@ -172,7 +173,8 @@ async fn a_silent_engine_is_avoided_until_it_reports_unless_all_are_silent() {
     pass_silence(&fleet, &[2, 3]);
     assert_eq!(candidates(&fleet, "m", 0), Some(vec![2, 3]));
     let name = ModelName::from("m");
-    let others = fleet.route(&name, 0, &[]).unwrap().candidates(&[MemberId(2), MemberId(3)]);
+    let route = fleet.route(&name, 0, &[]).unwrap();
+    let others = route.candidates(&[MemberId(2), MemberId(3)], Instant::now()).engines;
     assert!(others.is_empty(), "a silent engine was taken for one that was tried");
     pass_silence(&fleet, &[]);
     assert_eq!(candidates(&fleet, "m", 0), Some(vec![1, 2, 3]));
@@ -222,4 +224,26 @@ async fn a_view_that_knows_no_model_does_not_call_a_name_unknown() {
     assert_eq!(fleet.unknown(&name).status(), 503);
     let (fleet, _) = fleet.next(view([ViewOp::PutMember(member(2, 2, &[("other", "r")]))]));
     assert_eq!(fleet.unknown(&name).status(), 404);
+}
+
+#[tokio::test]
+async fn ejected_engines_are_no_candidates_until_more_than_half_are() {
+    let members = (1..=4).map(|id| ViewOp::PutMember(member(id, id, &[("m", "r")])));
+    let fleet = fleet(members);
+    let name = ModelName::from("m");
+    let now = Instant::now();
+    let eject = |id: u64| {
+        let engine = fleet.engines().find(|engine| engine.id() == MemberId(id)).unwrap();
+        assert!(engine.health.eject(now));
+    };
+    eject(1);
+    eject(2);
+    assert_eq!(candidates(&fleet, "m", 0), Some(vec![3, 4]));
+    // A retry that is left with ejected engines only is sent to one of them.
+    let route = fleet.route(&name, 0, &[]).unwrap();
+    let left = route.candidates(&[MemberId(3), MemberId(4)], now);
+    let ids: Vec<u64> = left.engines.iter().map(|engine| engine.id().0).collect();
+    assert_eq!((ids, left.admission), (vec![1, 2], Admission::Panic));
+    eject(3);
+    assert_eq!(candidates(&fleet, "m", 0), Some(vec![1, 2, 3, 4]));
 }
