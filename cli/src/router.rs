@@ -11,7 +11,7 @@ use phalanx_chassis::metrics::Metrics;
 use phalanx_chassis::watch::ViewWatch;
 use phalanx_proto::change::Registration;
 use phalanx_proto::view::{Capacity, MemberRole};
-use phalanx_router::{RawBreaker, RawRouter, Router, RouterConfig};
+use phalanx_router::{RawBreaker, RawRetry, RawRouter, Router, RouterConfig};
 use serde_json::json;
 
 use crate::failure::{Failure, chain};
@@ -120,6 +120,12 @@ pub(crate) fn raw(resolved: &Resolved) -> RawRouter {
             breaker_open_ms_max: resolved.integer(&settings::BREAKER_OPEN_MAX),
             breaker_probes: resolved.integer(&settings::BREAKER_PROBES),
             breaker_slow_percent: resolved.integer(&settings::BREAKER_SLOW),
+        },
+        retry: RawRetry {
+            retry_budget_percent: resolved.integer(&settings::RETRY_PERCENT),
+            retry_floor_per_second: resolved.integer(&settings::RETRY_FLOOR),
+            hedge: resolved.is_on(&settings::RETRY_HEDGE),
+            hedge_budget_percent: resolved.integer(&settings::RETRY_HEDGE_PERCENT),
         },
     }
 }

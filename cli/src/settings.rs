@@ -68,6 +68,15 @@ settings! {
     BREAKER_SLOW = [breaker] breaker_slow_percent: Kind::Integer { min: 0, max: 100_000 }, None,
         "An engine is out when its first tokens take this share of its peers' time; 0: never (default: 300)";
 
+    RETRY_PERCENT = [retry] retry_budget_percent: Kind::Integer { min: 0, max: 100 }, None,
+        "Most retries per hundred requests (default: 20)";
+    RETRY_FLOOR = [retry] retry_floor_per_second: Kind::Integer { min: 0, max: 10_000 }, None,
+        "Retries a second that are allowed however few requests there are (default: 10)";
+    RETRY_HEDGE = [retry] hedge: Kind::Switch, Some("false"),
+        "Ask a second engine when the first is late with its first token; the first answer counts";
+    RETRY_HEDGE_PERCENT = [retry] hedge_budget_percent: Kind::Integer { min: 1, max: 100 }, None,
+        "Most second engines per hundred requests (default: 2)";
+
     CONTROL_NODE_ID = [control] node_id: NODE_ID, Some("1"),
         "This node's id within the control group";
     CONTROL_LISTEN = [control] listen: Kind::Address, Some(CONTROL_ADDRESS_DEFAULT),
@@ -145,7 +154,7 @@ settings! {
 }
 
 static LOGS: [&Setting; 2] = [&LOG_FORMAT, &LOG_LEVEL];
-static ROUTING: [&Setting; 15] = [
+static ROUTING: [&Setting; 19] = [
     &ROUTER_AUTH,
     &ROUTER_BODY_BYTES,
     &ROUTER_CONCURRENCY,
@@ -161,6 +170,10 @@ static ROUTING: [&Setting; 15] = [
     &BREAKER_OPEN_MAX,
     &BREAKER_PROBES,
     &BREAKER_SLOW,
+    &RETRY_PERCENT,
+    &RETRY_FLOOR,
+    &RETRY_HEDGE,
+    &RETRY_HEDGE_PERCENT,
 ];
 static ENGINE: [&Setting; 9] = [
     &WORKER_CPU_PATH,

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-pub use self::faults::RawBreaker;
+pub use self::faults::{RawBreaker, RawRetry};
 
 use crate::dispatch::health::HealthPolicy;
+use crate::retry::RetryPolicy;
 
 /// Where clients connect by default: this machine alone, so that nothing is exposed unasked.
 const DEFAULT_LISTEN: &str = "127.0.0.1:8080";
@@ -45,6 +46,8 @@ pub struct RawRouter {
     pub drain_timeout_ms: Option<u64>,
     /// Section `[breaker]`.
     pub breaker: RawBreaker,
+    /// Section `[retry]`.
+    pub retry: RawRetry,
 }
 
 /// A setting that cannot be used.
@@ -72,6 +75,7 @@ pub struct RouterConfig {
     request_timeout_max: Duration,
     drain_timeout: Duration,
     health: HealthPolicy,
+    retry: RetryPolicy,
 }
 
 /// Collects every setting that is out of its limits.
@@ -106,6 +110,10 @@ impl RouterConfig {
 
     pub(crate) const fn health(&self) -> HealthPolicy {
         self.health
+    }
+
+    pub(crate) const fn retry(&self) -> RetryPolicy {
+        self.retry
     }
 
     /// How long a request may take, given what its client asked for.
@@ -157,6 +165,7 @@ impl TryFrom<RawRouter> for RouterConfig {
             limits.refuse("listen", listen.clone(), "HOST:PORT".to_owned());
         }
         let health = raw.breaker.validate(&mut limits);
+        let retry = raw.retry.validate(&mut limits);
         if !limits.errors.is_empty() {
             return Err(limits.errors);
         }
@@ -171,6 +180,7 @@ impl TryFrom<RawRouter> for RouterConfig {
             request_timeout_max: Duration::from_millis(timeout_max),
             drain_timeout: Duration::from_millis(drain),
             health,
+            retry,
         })
     }
 }

@@ -10,11 +10,13 @@
 
 pub(crate) mod affinity;
 pub(crate) mod breaker;
+pub(crate) mod budget;
 pub(crate) mod cost;
 pub(crate) mod credit;
 pub(crate) mod fleet;
 pub(crate) mod follow;
 pub(crate) mod health;
+pub(crate) mod lateness;
 pub(crate) mod listen;
 pub(crate) mod pace;
 
@@ -110,12 +112,18 @@ impl Dispatch {
     }
 
     /// Puts `call` on the books of the engine that answers it soonest.
-    fn assign(&self, call: &Call) -> Result<Assignment, RouterError> {
+    ///
+    /// # Errors
+    /// Why no engine can take it. An attempt after the first is not made when it is unlikely to be in time.
+    pub(crate) fn assign(&self, call: &Call) -> Result<Assignment, RouterError> {
         let mut excluded = Cow::from(&call.excluded);
         loop {
             let choice = self.choose(&call.ask.model, call.draw, call.ask.work, &excluded)?;
             let id = choice.engine.id();
             if let Some(assignment) = Assignment::new(choice, call)? {
+                if !call.excluded.is_empty() {
+                    assignment.can_be_in_time(call.deadline)?;
+                }
                 return Ok(assignment);
             }
             // Another request took the last probe of this engine.
@@ -131,8 +139,13 @@ impl Dispatch {
         Assignment::new(choice, call).ok().flatten()
     }
 
-    fn start(&self, call: &Call) -> Result<BoxFuture<'static, ReplyResult>, RouterError> {
-        let Assignment { engine, mut trial, credit, sending, placement } = self.assign(call)?;
+    /// Sends `call` where it is assigned to; the reply begins with its first event.
+    pub(crate) fn begin(
+        &self,
+        assignment: Assignment,
+        call: &Call,
+    ) -> BoxFuture<'static, ReplyResult> {
+        let Assignment { engine, mut trial, credit, sending, placement } = assignment;
         // An attempt after the first has less time left.
         let timeout = call.deadline.saturating_duration_since(Instant::now());
         let metadata = CallMetadata { timeout, ..call.metadata.clone() };
@@ -141,7 +154,7 @@ impl Dispatch {
             metrics.overhead.observe(received.elapsed().as_secs_f64());
         }
         let Sending::Native { worker, message } = sending;
-        Ok(Box::pin(async move {
+        Box::pin(async move {
             let sent = Instant::now();
             let alone = credit.is_only_prefill();
             let (first, source) =
@@ -152,7 +165,7 @@ impl Dispatch {
                 })?;
             let meter = Meter::new(engine, credit, trial, metrics).timed(received, sent, alone);
             Ok(Reply::Tokens(TokenStream::new(first, source, placement, meter)))
-        }))
+        })
     }
 }
 
@@ -188,6 +201,17 @@ impl Assignment {
         let placement = Placement { worker: engine.identity.clone(), model, revision };
         Ok(Some(Self { engine, trial, credit, sending, placement }))
     }
+
+    /// That the first event comes before `deadline`, as far as can be told.
+    fn can_be_in_time(&self, deadline: Instant) -> Result<(), RouterError> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match self.trial.usual() {
+            Some(predicted) if predicted > left => {
+                Err(RouterError::DeadlineUnreachable { predicted, left })
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 type ReplyResult = Result<Reply, RouterError>;
@@ -202,8 +226,8 @@ impl Service<Call> for Dispatch {
     }
 
     fn call(&mut self, call: Call) -> Self::Future {
-        match self.start(&call) {
-            Ok(attempt) => attempt,
+        match self.assign(&call) {
+            Ok(assignment) => self.begin(assignment, &call),
             Err(error) => Box::pin(std::future::ready(Err(error))),
         }
     }

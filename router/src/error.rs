@@ -50,6 +50,12 @@ pub(crate) enum RouterError {
     Worker { worker: Identity, progress: Progress, fault: Fault },
     #[error("request did not finish within {} ms", timeout.as_millis())]
     DeadlineExceeded { timeout: Duration },
+    #[error(
+        "no engine is likely to answer in time: {} ms are left, about {} ms are needed",
+        left.as_millis(),
+        predicted.as_millis()
+    )]
+    DeadlineUnreachable { predicted: Duration, left: Duration },
     #[error("server is shutting down")]
     Draining,
     #[error("too many requests in progress, at most {limit} are served at once")]
@@ -131,6 +137,9 @@ impl RouterError {
             }
             Self::DeadlineExceeded { .. } => {
                 verdict(StatusCode::REQUEST_TIMEOUT, Some("deadline_exceeded"), Never)
+            }
+            Self::DeadlineUnreachable { .. } => {
+                verdict(StatusCode::SERVICE_UNAVAILABLE, Some("deadline_unreachable"), soon())
             }
             Self::Draining => verdict(StatusCode::SERVICE_UNAVAILABLE, Some("draining"), soon()),
             Self::Overloaded { .. } => {

@@ -31,6 +31,12 @@ pub(crate) struct ShadowLabels {
     pub(crate) result: &'static str,
 }
 
+/// What became of the second engine of a hedged request.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct HedgeLabels {
+    pub(crate) result: &'static str,
+}
+
 /// An engine's labels.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct WorkerLabels {
@@ -49,6 +55,8 @@ pub(crate) struct RouterMetrics {
     pub(crate) cached_tokens: Counter,
     pub(crate) generated_tokens: Counter,
     pub(crate) retries: Counter,
+    pub(crate) retries_refused: Counter,
+    pub(crate) hedges: Family<HedgeLabels, Counter>,
     pub(crate) shadows: Family<ShadowLabels, Counter>,
     pub(crate) inflight: Gauge,
 }
@@ -80,6 +88,8 @@ impl RouterMetrics {
             cached_tokens: Counter::default(),
             generated_tokens: Counter::default(),
             retries: Counter::default(),
+            retries_refused: Counter::default(),
+            hedges: Family::default(),
             shadows: Family::default(),
             inflight: Gauge::default(),
         };
@@ -109,6 +119,16 @@ impl RouterMetrics {
             );
             registry.register("generated_tokens", "Tokens generated", all.generated_tokens);
             registry.register("retries", "Attempts after the first, before any token", all.retries);
+            registry.register(
+                "retries_refused",
+                "Attempts that were not made because the budget was spent",
+                all.retries_refused,
+            );
+            registry.register(
+                "hedges",
+                "Late requests, by what became of a second engine",
+                all.hedges,
+            );
             registry.register(
                 "shadow_requests",
                 "Copies of requests for the shadows of aliases, by what became of them",

@@ -99,7 +99,12 @@ impl Router {
         let permits = Arc::new(Semaphore::new(config.concurrency_max()));
         let gateway = Gateway {
             config: Arc::clone(&config),
-            generate: generate_stack(dispatch.clone(), router_metrics.clone(), own_drain),
+            generate: generate_stack(
+                dispatch.clone(),
+                config.retry(),
+                router_metrics.clone(),
+                own_drain,
+            ),
             dispatch,
             drain: drain.clone(),
             metrics: metrics.clone(),

@@ -23,20 +23,22 @@ use crate::dispatch::Dispatch;
 use crate::error::RouterError;
 use crate::metrics::RouterMetrics;
 use crate::record::{InProgress, RecordedBody, RequestRecord, X_REQUEST_ID};
-use crate::retry::Retry;
+use crate::retry::{Retry, RetryPolicy};
 use crate::shadow::Shadow;
 
 /// [`Call`](crate::ask::Call) to [`Reply`](crate::reply::Reply).
-pub(crate) type GenerateStack = Deadline<Shadow<Retry<Dispatch>>>;
+pub(crate) type GenerateStack = Deadline<Shadow<Retry>>;
 
 /// The second stack, the innermost layer first.
 pub(crate) fn generate_stack(
     dispatch: Dispatch,
+    policy: RetryPolicy,
     metrics: RouterMetrics,
     drain: Drain,
 ) -> GenerateStack {
-    // A worker that fails before its first event costs the client nothing: another one starts afresh.
-    let retry = Retry::new(dispatch.clone(), metrics.clone());
+    // A worker that fails before its first event costs the client nothing: another one starts afresh. One that is
+    // late may be raced by another (`hedge`).
+    let retry = Retry::new(dispatch.clone(), policy, metrics.clone());
     // Outside the retries, so that each request is copied once, to the shadow of its alias.
     let shadow = Shadow::new(retry, dispatch, metrics);
     // Outside the retries, so that they share one deadline; its timer then rides along in the stream.

@@ -1,4 +1,4 @@
-//! What the router does about engines that fail: section `[breaker]`.
+//! What the router does about engines that fail: sections `[breaker]` and `[retry]`.
 
 use std::time::Duration;
 
@@ -7,6 +7,7 @@ use serde::Deserialize;
 use super::Limits;
 use crate::dispatch::breaker::BreakerPolicy;
 use crate::dispatch::health::HealthPolicy;
+use crate::retry::RetryPolicy;
 
 /// Long enough for a dozen requests to a busy engine, short enough to forget a bad minute.
 const DEFAULT_WINDOW_MS: u64 = 30_000;
@@ -21,6 +22,12 @@ const DEFAULT_OPEN_MS_MAX: u64 = 60_000;
 const DEFAULT_PROBES: u64 = 3;
 /// Three times slower than its peers is no matter of chance or of load.
 const DEFAULT_SLOW_PERCENT: u64 = 300;
+/// A fifth more work is what a fleet can bear when much of it fails.
+const DEFAULT_RETRY_PERCENT: u64 = 20;
+/// With hardly any requests, a share of them would be no retry at all.
+const DEFAULT_RETRY_FLOOR: u64 = 10;
+/// One request in twenty is late; most of the gain is in the latest ones.
+const DEFAULT_HEDGE_PERCENT: u64 = 2;
 const HOUR_MS: u64 = 3_600_000;
 
 /// Section `[breaker]` as the user wrote it.
@@ -43,6 +50,20 @@ pub struct RawBreaker {
     pub breaker_probes: Option<u64>,
     /// Time to the first token that ejects, as a share of its peers'; 0: none does.
     pub breaker_slow_percent: Option<u64>,
+}
+
+/// Section `[retry]` as the user wrote it.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawRetry {
+    /// Retries per hundred requests.
+    pub retry_budget_percent: Option<u64>,
+    /// Retries a second whatever comes.
+    pub retry_floor_per_second: Option<u64>,
+    /// Whether a second engine is asked when the first is late.
+    pub hedge: bool,
+    /// Second engines per hundred requests.
+    pub hedge_budget_percent: Option<u64>,
 }
 
 // === impl RawBreaker ===
@@ -73,9 +94,6 @@ impl RawBreaker {
             let expected = "0, or above 100".to_owned();
             limits.refuse("breaker_slow_percent", slow.to_string(), expected);
         }
-        // All numbers are far below 2^32, as checked above.
-        let count = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
-        let share = |percent: u64| f64::from(count(percent)) / 100.0;
         let breaker = BreakerPolicy {
             window: Duration::from_millis(window),
             samples_min: count(samples),
@@ -87,4 +105,35 @@ impl RawBreaker {
         };
         HealthPolicy { breaker, slow_ratio: (slow > 0).then(|| share(slow)) }
     }
+}
+
+// === impl RawRetry ===
+
+impl RawRetry {
+    pub(super) fn validate(&self, limits: &mut Limits) -> RetryPolicy {
+        limits.section = "retry";
+        let mut number = |key, value: Option<u64>, default, min, max| {
+            limits.number(key, value.unwrap_or(default), min, max)
+        };
+        let percent = self.retry_budget_percent;
+        let percent = number("retry_budget_percent", percent, DEFAULT_RETRY_PERCENT, 0, 100);
+        let floor = self.retry_floor_per_second;
+        let floor = number("retry_floor_per_second", floor, DEFAULT_RETRY_FLOOR, 0, 10_000);
+        let hedge = self.hedge_budget_percent;
+        let hedge = number("hedge_budget_percent", hedge, DEFAULT_HEDGE_PERCENT, 1, 100);
+        RetryPolicy {
+            share: share(percent),
+            floor_per_second: f64::from(count(floor)),
+            hedge_share: self.hedge.then(|| share(hedge)),
+        }
+    }
+}
+
+/// A number that was checked to be far below 2^32.
+fn count(value: u64) -> u32 {
+    u32::try_from(value).unwrap_or(u32::MAX)
+}
+
+fn share(percent: u64) -> f64 {
+    f64::from(count(percent)) / 100.0
 }

@@ -90,7 +90,7 @@ impl Health {
     }
 
     /// What a first event usually takes for such work, of the model with this index.
-    pub(crate) fn usual(&self, model: usize, class: WorkClass) -> Option<Duration> {
+    fn usual(&self, model: usize, class: WorkClass) -> Option<Duration> {
         self.paces.get(model)?.lock().usual(class)
     }
 
@@ -101,9 +101,8 @@ impl Health {
 
     /// Compares it with what is `usual` among its peers; whether it is so slow that it is to be ejected.
     pub(crate) fn is_slow(&self, model: usize, usual: Usual, now: Instant) -> bool {
-        let (Some(pace), Some(ratio)) = (self.paces.get(model), self.policy.slow_ratio) else {
-            return false;
-        };
+        let Some(pace) = self.paces.get(model) else { return false };
+        let ratio = self.policy.slow_ratio.unwrap_or(f64::INFINITY);
         let slowness = pace.lock().compare(usual, ratio, now);
         slowness.is_some_and(|slowness| slowness > ratio)
     }
@@ -172,6 +171,11 @@ impl Trial {
         })
     }
 
+    /// What a first event usually takes for such work; none before that is known.
+    pub(crate) fn usual(&self) -> Option<Duration> {
+        self.health.usual(self.model, self.class)
+    }
+
     /// The engine sent something at `now`.
     pub(crate) fn event(&mut self, now: Instant) {
         self.heard = now;
@@ -215,8 +219,7 @@ impl Trial {
         if now < self.deadline {
             return Outcome::NoVerdict;
         }
-        let usual = self.health.usual(self.model, self.class);
-        let blamed = usual.map_or(SILENCE_BLAMED_MIN, |usual| {
+        let blamed = self.usual().map_or(SILENCE_BLAMED_MIN, |usual| {
             usual.mul_f64(SILENCE_BLAMED_RATIO).max(SILENCE_BLAMED_MIN)
         });
         let is_silent = now.saturating_duration_since(self.heard) >= blamed;
@@ -229,7 +232,7 @@ impl Drop for Trial {
         let now = Instant::now();
         let outcome = self.outcome.unwrap_or_else(|| self.unjudged(now));
         if let (Some(ticket), Some(pace)) = (self.ticket, self.health.paces.get(self.model)) {
-            pace.lock().given_up(ticket);
+            pace.lock().given_up(ticket, now);
         }
         self.health.record(self.pass, outcome, now);
     }

@@ -75,18 +75,26 @@ impl Pace {
     pub(crate) fn answered(&mut self, ticket: Ticket, now: Instant) -> Option<f64> {
         let (sent, class) = self.waiting.remove(&ticket.0)?;
         let time = logarithm(now.saturating_duration_since(sent));
-        if self.recent.len() == RECENT_MAX {
-            self.recent.pop_front();
-        }
-        self.recent.push_back((now, class, time));
+        self.note(class, time, now);
         let typical = self.typical.0[class.0].get_or_insert(time);
         *typical += LEARNING_SHARE * (time - *typical);
         self.usual.0[class.0].map(|usual| (time - usual).exp())
     }
 
-    /// It ended without an event, for a reason that is not its engine's slowness.
-    pub(crate) fn given_up(&mut self, ticket: Ticket) {
-        self.waiting.remove(&ticket.0);
+    /// It was given up without an event. That it took longer than usual until then is known all the same.
+    pub(crate) fn given_up(&mut self, ticket: Ticket, now: Instant) {
+        let Some((sent, class)) = self.waiting.remove(&ticket.0) else { return };
+        let time = logarithm(now.saturating_duration_since(sent));
+        if self.usual.0[class.0].is_some_and(|usual| time > usual) {
+            self.note(class, time, now);
+        }
+    }
+
+    fn note(&mut self, class: WorkClass, time: f64, now: Instant) {
+        if self.recent.len() == RECENT_MAX {
+            self.recent.pop_front();
+        }
+        self.recent.push_back((now, class, time));
     }
 
     /// Begins to judge the engine anew, as after it was ejected.
@@ -236,7 +244,7 @@ mod tests {
             let mut pace = Pace::default();
             let tickets: Vec<Ticket> = ends.iter().map(|_| pace.sent(WorkClass::of(8), now)).collect();
             for (ticket, answered) in tickets.into_iter().zip(ends) {
-                if answered { pace.answered(ticket, now); } else { pace.given_up(ticket); }
+                if answered { pace.answered(ticket, now); } else { pace.given_up(ticket, now); }
             }
             prop_assert_eq!(pace.waiting.len(), 0);
             prop_assert!(pace.recent.len() <= RECENT_MAX);

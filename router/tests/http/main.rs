@@ -9,6 +9,7 @@ mod completions;
 mod drain;
 mod endpoints;
 mod faults;
+mod retry;
 
 mod cluster;
 mod worker;
