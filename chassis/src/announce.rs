@@ -9,6 +9,7 @@
 //! Serving does not depend on it: while control is away, the last epoch stays good.
 
 use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use phalanx_proto::change::{Change, Registration};
@@ -32,9 +33,6 @@ const RETRY_MAX: Duration = Duration::from_secs(2);
 const GOODBYE_WAIT_MAX: Duration = Duration::from_secs(2);
 /// Heartbeats are never closer than this, whatever control asks for.
 const HEARTBEAT_EVERY_MIN: Duration = Duration::from_millis(10);
-/// The process' two commands, numbered in the order they can come in.
-const DRAIN_SEQUENCE: u64 = 1;
-const DEREGISTER_SEQUENCE: u64 = 2;
 
 /// What control last said of this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +51,8 @@ pub struct Announcer {
     registration: watch::Sender<Registration>,
     standing: watch::Sender<Standing>,
     drain: Drain,
+    /// How many commands the process has made.
+    said: AtomicU64,
 }
 
 /// Why heartbeats ended.
@@ -85,7 +85,8 @@ impl Announcer {
     /// Will announce `registration` to `control`; `drain` says when the process leaves.
     pub fn new(control: ControlClient, registration: Registration, drain: Drain) -> Self {
         let registration = watch::Sender::new(registration);
-        Self { control, registration, standing: watch::Sender::default(), drain }
+        let (standing, said) = (watch::Sender::default(), AtomicU64::new(0));
+        Self { control, registration, standing, drain, said }
     }
 
     /// What is announced. A change of it is said with the next registration, if one is needed.
@@ -162,9 +163,7 @@ impl Announcer {
                 () = over.cancelled() => return HeartbeatsEnd::Over,
                 () = self.drain.reached(Phase::Draining), if !is_leaving => {
                     is_leaving = true;
-                    let said = over.run_until_cancelled(self.say_drain(registered));
-                    // Whether it was heard or not, the process goes on leaving.
-                    let _ = said.await;
+                    self.say_drain(registered, over).await;
                     continue;
                 }
                 beaten = self.heartbeat_after(every, registered) => beaten,
@@ -175,7 +174,13 @@ impl Announcer {
                     return HeartbeatsEnd::Fenced;
                 }
                 Err(fault) => warn!(%fault, "a heartbeat was lost"),
-                Ok(state) => self.stand(Standing { epoch: registered.epoch, state }),
+                Ok(state) => {
+                    self.stand(Standing { epoch: registered.epoch, state });
+                    // Control did not hear it, or an operator took it back: the process leaves all the same.
+                    if is_leaving && state == MemberState::Ready {
+                        self.say_drain(registered, over).await;
+                    }
+                }
             }
         }
     }
@@ -201,11 +206,14 @@ impl Announcer {
         });
     }
 
-    async fn say_drain(&self, registered: Registered) {
+    /// Whether it is heard or not, the process goes on leaving.
+    async fn say_drain(&self, registered: Registered, over: &CancellationToken) {
         let Registered { member_id, epoch, .. } = registered;
-        match self.say(DRAIN_SEQUENCE, Change::Drain { member_id, epoch }).await {
-            Ok(()) => info!(member = %member_id, "draining, as control knows"),
-            Err(fault) => warn!(%fault, "draining, but cannot tell control"),
+        let said = self.say(Change::Drain { member_id, epoch });
+        match over.run_until_cancelled(said).await {
+            Some(Ok(())) => info!(member = %member_id, "draining, as control knows"),
+            Some(Err(fault)) => warn!(%fault, "draining, but cannot tell control"),
+            None => {}
         }
     }
 
@@ -214,7 +222,7 @@ impl Announcer {
         let goodbye = Change::Deregister { member_id, epoch };
         tokio::select! {
             biased;
-            said = self.say(DEREGISTER_SEQUENCE, goodbye) => match said {
+            said = self.say(goodbye) => match said {
                 Ok(()) => info!(member = %member_id, "deregistered"),
                 Err(fault) => warn!(%fault, "cannot deregister"),
             },
@@ -222,8 +230,9 @@ impl Announcer {
         }
     }
 
-    /// Submits a command of this process; the instance names them.
-    async fn say(&self, sequence: u64, change: Change) -> Result<(), Fault> {
+    /// Submits a command of this process; the instance and their order name them.
+    async fn say(&self, change: Change) -> Result<(), Fault> {
+        let sequence = self.said.fetch_add(1, Ordering::Relaxed) + 1;
         let instance = self.registration.borrow().instance.clone();
         let said = self.control.submit(&instance, sequence, change);
         match timeout(GOODBYE_WAIT_MAX, said).await {

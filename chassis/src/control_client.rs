@@ -295,3 +295,6 @@ impl WatchStream {
             .transpose()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,6 +11,8 @@ pub mod control_client;
 pub mod drain;
 pub mod error_chain;
 pub mod metrics;
+#[cfg(test)]
+mod mock_control;
 pub mod serve_metrics;
 pub mod signals;
 pub mod telemetry;

@@ -117,6 +117,7 @@ fn validate_change(change: &Change) -> Result<(), Fault> {
     match change {
         Change::Fence { .. }
         | Change::Drain { .. }
+        | Change::Undrain { .. }
         | Change::Deregister { .. }
         | Change::PublishRendezvous { .. }
         | Change::RankReady { .. }

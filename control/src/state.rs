@@ -24,7 +24,7 @@ use std::collections::BTreeMap;
 
 use phalanx_proto::change::{Change, Registration};
 use phalanx_proto::id::{Epoch, Lineage, MemberId, ViewIndex};
-use phalanx_proto::view::{ClusterView, Deployment, Member, ViewOp};
+use phalanx_proto::view::{ClusterView, Deployment, Member, MemberState, ViewOp};
 use serde::{Deserialize, Serialize};
 
 use self::clients::Clients;
@@ -209,7 +209,12 @@ fn change_ops(view: &ClusterView, index: ViewIndex, change: &Change) -> Ops {
         Change::Fence { member_id, epoch } | Change::Deregister { member_id, epoch } => {
             members::remove(view, *member_id, *epoch)
         }
-        Change::Drain { member_id, epoch } => members::drain(view, *member_id, *epoch),
+        Change::Drain { member_id, epoch } => {
+            members::stand(view, *member_id, *epoch, MemberState::Draining)
+        }
+        Change::Undrain { member_id, epoch } => {
+            members::stand(view, *member_id, *epoch, MemberState::Ready)
+        }
         Change::Serve { member_id, epoch, models } => {
             members::serve(view, *member_id, *epoch, models)
         }

@@ -47,6 +47,13 @@ pub enum Change {
         /// The registration meant.
         epoch: Epoch,
     },
+    /// Lets a member take new work again.
+    Undrain {
+        /// Who.
+        member_id: MemberId,
+        /// The registration meant.
+        epoch: Epoch,
+    },
     /// Removes a member that leaves by itself.
     Deregister {
         /// Who.

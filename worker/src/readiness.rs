@@ -1,6 +1,7 @@
 //! Whether a worker can be of use: what probes ask. It outlives the worker, and then says no.
 
 use phalanx_chassis::announce::Standing;
+use phalanx_proto::view::MemberState;
 use tokio::sync::watch;
 
 use crate::server::Seat;
@@ -15,8 +16,8 @@ pub struct WorkerReadiness {
 // === impl WorkerReadiness ===
 
 impl WorkerReadiness {
-    /// Whether the engine runs, if there is a model, and control has registered the worker at least once: control
-    /// may go, and the worker serves on.
+    /// Whether the engine runs, if there is a model, and control has registered the worker at least once and has not
+    /// said that it drains: control may go, and the worker serves on.
     ///
     /// # Errors
     /// What is missing.
@@ -25,8 +26,12 @@ impl WorkerReadiness {
         if self.seat.load().has_changed().is_err() {
             return Err("engine stopped");
         }
-        if !self.standing.borrow().is_registered() {
+        let standing = *self.standing.borrow();
+        if !standing.is_registered() {
             return Err("not registered");
+        }
+        if standing.state == MemberState::Draining {
+            return Err("draining");
         }
         Ok(())
     }
@@ -59,6 +64,12 @@ mod tests {
         let served = Served { name: "m".into(), context_tokens_max: 1, vocabulary: 1 };
         seat.take(Seated::new(text, EngineHandle::new(mail, load.subscribe(), 1), served));
         assert_eq!(readiness.check(), Ok(()));
+        for (state, expected) in
+            [(MemberState::Draining, Err("draining")), (MemberState::Ready, Ok(()))]
+        {
+            standing.send_modify(|standing| standing.state = state);
+            assert_eq!(readiness.check(), expected);
+        }
         drop(load);
         assert_eq!(readiness.check(), Err("engine stopped"));
     }

@@ -1,29 +1,28 @@
 //! Against a scripted control node on loopback.
 
 use std::collections::VecDeque;
-use std::pin::Pin;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use phalanx_proto::pb;
 use phalanx_proto::view::{Capacity, MemberRole};
 use phalanx_proto::wire::to_status;
-use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Request, Response, Status};
+use tonic::Status;
 
 use super::*;
 use crate::drain;
+use crate::mock_control::{Script, serve};
 
 /// What a process asked of control.
 #[derive(Clone, Debug, PartialEq)]
 enum Asked {
     Register(String),
     Heartbeat(u64),
-    Submit(pb::Command),
+    Submit(u64, pb::Command),
 }
 
-/// What control will answer to heartbeats, and `READY` once that is used up.
+/// What control will answer to heartbeats, and what it was told once that is used up.
 type Heartbeats = Arc<Mutex<VecDeque<Result<pb::MemberState, FaultCode>>>>;
 
 /// A control node that answers as it was told, and tells what it was asked.
@@ -32,94 +31,39 @@ struct ScriptedControl {
     asked: mpsc::UnboundedSender<Asked>,
     registrations: Arc<Mutex<VecDeque<Result<u64, FaultCode>>>>,
     heartbeats: Heartbeats,
+    /// Whether it was told that the process drains.
+    drains: Arc<AtomicBool>,
 }
 
 const READY: Result<pb::MemberState, FaultCode> = Ok(pb::MemberState::Ready);
+const DRAINING: Result<pb::MemberState, FaultCode> = Ok(pb::MemberState::Draining);
 
 fn refused(code: FaultCode) -> Status {
     to_status(&Fault::new(code, "as scripted"))
 }
 
-#[tonic::async_trait]
-impl pb::control_server::Control for ScriptedControl {
-    type WatchStream =
-        Pin<Box<dyn tokio_stream::Stream<Item = Result<pb::WatchEvent, Status>> + Send>>;
-
-    async fn register(
-        &self,
-        request: Request<pb::RegisterRequest>,
-    ) -> Result<Response<pb::RegisterResponse>, Status> {
-        self.asked.send(Asked::Register(request.into_inner().instance)).unwrap();
+impl Script for ScriptedControl {
+    fn register(&self, request: pb::RegisterRequest) -> Result<pb::RegisterResponse, Status> {
+        self.asked.send(Asked::Register(request.instance)).unwrap();
         let epoch = self.registrations.lock().unwrap().pop_front().unwrap_or(Ok(99));
         let epoch = epoch.map_err(refused)?;
-        Ok(Response::new(pb::RegisterResponse {
-            member_id: 7,
-            epoch,
-            heartbeat_every_ms: 10,
-            ttl_ms: 100,
-        }))
+        Ok(pb::RegisterResponse { member_id: 7, epoch, heartbeat_every_ms: 10, ttl_ms: 100 })
     }
 
-    async fn heartbeat(
-        &self,
-        request: Request<pb::HeartbeatRequest>,
-    ) -> Result<Response<pb::HeartbeatResponse>, Status> {
-        self.asked.send(Asked::Heartbeat(request.into_inner().epoch)).unwrap();
+    fn heartbeat(&self, request: pb::HeartbeatRequest) -> Result<pb::HeartbeatResponse, Status> {
+        self.asked.send(Asked::Heartbeat(request.epoch)).unwrap();
         let scripted = self.heartbeats.lock().unwrap().pop_front();
-        let state = scripted.unwrap_or(READY).map_err(refused)?.into();
-        Ok(Response::new(pb::HeartbeatResponse { state }))
+        let known = if self.drains.load(Ordering::Relaxed) { DRAINING } else { READY };
+        let state = scripted.unwrap_or(known).map_err(refused)?.into();
+        Ok(pb::HeartbeatResponse { state })
     }
 
-    async fn submit(
-        &self,
-        request: Request<pb::SubmitRequest>,
-    ) -> Result<Response<pb::SubmitResponse>, Status> {
-        self.asked.send(Asked::Submit(request.into_inner().command.unwrap())).unwrap();
-        Ok(Response::new(pb::SubmitResponse { index: 1 }))
-    }
-
-    async fn watch(
-        &self,
-        _request: Request<pb::WatchRequest>,
-    ) -> Result<Response<Self::WatchStream>, Status> {
-        Ok(Response::new(Box::pin(tokio_stream::empty())))
-    }
-
-    async fn read_view(
-        &self,
-        _request: Request<pb::ReadViewRequest>,
-    ) -> Result<Response<pb::ReadViewResponse>, Status> {
-        Ok(Response::new(pb::ReadViewResponse::default()))
-    }
-
-    async fn status(
-        &self,
-        _request: Request<pb::StatusRequest>,
-    ) -> Result<Response<pb::StatusResponse>, Status> {
-        Ok(Response::new(pb::StatusResponse::default()))
-    }
-
-    async fn change_group(
-        &self,
-        _request: Request<pb::ChangeGroupRequest>,
-    ) -> Result<Response<pb::ChangeGroupResponse>, Status> {
-        Ok(Response::new(pb::ChangeGroupResponse::default()))
-    }
-
-    type BackupStream = tokio_stream::Empty<Result<pb::BackupPart, Status>>;
-
-    async fn backup(
-        &self,
-        _request: Request<pb::BackupRequest>,
-    ) -> Result<Response<Self::BackupStream>, Status> {
-        Err(Status::unimplemented("nobody asks"))
-    }
-
-    async fn restore(
-        &self,
-        _request: Request<tonic::Streaming<pb::BackupPart>>,
-    ) -> Result<Response<pb::RestoreResponse>, Status> {
-        Err(Status::unimplemented("nobody asks"))
+    fn submit(&self, request: pb::SubmitRequest) -> Result<pb::SubmitResponse, Status> {
+        let command = request.command.unwrap();
+        let is_drain = matches!(command.command, Some(pb::command::Command::Drain(_)));
+        self.drains.fetch_or(is_drain, Ordering::Relaxed);
+        self.asked.send(Asked::Submit(request.sequence, command)).unwrap();
+        Ok(pb::SubmitResponse { index: 1 })
     }
 }
 
@@ -143,13 +87,8 @@ async fn announce(
         asked,
         registrations: Arc::new(Mutex::new(registrations.iter().copied().collect())),
         heartbeats: Arc::clone(&heartbeats),
+        drains: Arc::default(),
     };
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    let server = tonic::transport::Server::builder()
-        .add_service(pb::control_server::ControlServer::new(control))
-        .serve_with_incoming(TcpListenerStream::new(listener));
-    tokio::spawn(server);
     let (trigger, drain) = drain::channel();
     let registration = Registration {
         instance: "one".to_owned(),
@@ -159,7 +98,7 @@ async fn announce(
         models: Vec::new(),
         capacity: Capacity::default(),
     };
-    let control = ControlClient::new(&[url]).unwrap();
+    let control = ControlClient::new(&[serve(control).await]).unwrap();
     let announcer = Announcer::new(control, registration, drain);
     let standing = announcer.standing();
     let (done, work) = oneshot::channel();
@@ -181,7 +120,7 @@ impl Scene {
     /// The next command, past all heartbeats.
     async fn submitted(&mut self) -> pb::command::Command {
         loop {
-            if let Asked::Submit(command) = self.asked().await {
+            if let Asked::Submit(_sequence, command) = self.asked().await {
                 return command.command.unwrap();
             }
         }
@@ -247,13 +186,26 @@ async fn a_draining_process_says_so_stays_until_its_work_is_over_and_deregisters
     let mut last = None;
     while let Some(next) = asked.recv().await {
         last = Some(next);
-        if matches!(last, Some(Asked::Submit(_))) {
+        if matches!(last, Some(Asked::Submit(..))) {
             break;
         }
     }
     let goodbye = pb::Deregister { member_id: 7, epoch: 5 };
     let command = Some(pb::command::Command::Deregister(goodbye));
-    assert_eq!(last, Some(Asked::Submit(pb::Command { command })));
+    assert_eq!(last, Some(Asked::Submit(2, pb::Command { command })));
+}
+
+#[tokio::test]
+async fn a_process_on_its_way_out_says_so_again_when_control_has_it_take_work() {
+    let mut scene = announce(&[Ok(5)], &[]).await;
+    scene.stands(5, MemberState::Ready).await;
+    scene.drain.advance(Phase::Draining);
+    let drain = pb::command::Command::Drain(pb::Drain { member_id: 7, epoch: 5 });
+    assert_eq!(scene.submitted().await, drain);
+    scene.stands(5, MemberState::Draining).await;
+    scene.heartbeats.lock().unwrap().push_back(READY);
+    assert_eq!(scene.submitted().await, drain);
+    scene.stands(5, MemberState::Draining).await;
 }
 
 #[tokio::test]

@@ -1,103 +1,37 @@
 //! Against scripted control nodes on loopback.
 
-use std::pin::Pin;
 use std::sync::Mutex as StdMutex;
 
 use phalanx_proto::fault::FaultCode;
 use phalanx_proto::id::{Lineage, ViewIndex};
 use phalanx_proto::wire::to_status;
 use phalanx_proto::{pb, view};
-use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
-use tokio_stream::{Stream, StreamExt as _};
-use tonic::{Request, Response, Status};
+use tokio_stream::StreamExt as _;
+use tonic::Status;
 
 use super::*;
+use crate::mock_control::{Events, Script, serve};
 
 /// How long a test waits for what must happen; far longer than it ever takes.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A control node that shows every watcher one view and goes on saying so, or refuses to.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Node {
     shows: Option<ClusterView>,
     /// What watchers said they have, by index.
     asked: Arc<StdMutex<Vec<u64>>>,
 }
 
-#[tonic::async_trait]
-impl pb::control_server::Control for Node {
-    type WatchStream = Pin<Box<dyn Stream<Item = Result<pb::WatchEvent, Status>> + Send>>;
-
-    async fn watch(
-        &self,
-        request: Request<pb::WatchRequest>,
-    ) -> Result<Response<Self::WatchStream>, Status> {
-        self.asked.lock().unwrap().push(request.into_inner().after_index);
+impl Script for Node {
+    fn watch(&self, request: pb::WatchRequest) -> Result<Events, Status> {
+        self.asked.lock().unwrap().push(request.after_index);
         let Some(view) = self.shows.clone() else {
             return Err(to_status(&Fault::new(FaultCode::Unavailable, "this node is behind")));
         };
         let event = WatchEvent::Snapshot(view);
         let first = tokio_stream::once(Ok(event.into()));
-        Ok(Response::new(Box::pin(first.chain(tokio_stream::pending()))))
-    }
-
-    async fn register(
-        &self,
-        _request: Request<pb::RegisterRequest>,
-    ) -> Result<Response<pb::RegisterResponse>, Status> {
-        Err(Status::unimplemented("nobody asks"))
-    }
-
-    async fn heartbeat(
-        &self,
-        _request: Request<pb::HeartbeatRequest>,
-    ) -> Result<Response<pb::HeartbeatResponse>, Status> {
-        Err(Status::unimplemented("nobody asks"))
-    }
-
-    async fn submit(
-        &self,
-        _request: Request<pb::SubmitRequest>,
-    ) -> Result<Response<pb::SubmitResponse>, Status> {
-        Err(Status::unimplemented("nobody asks"))
-    }
-
-    async fn read_view(
-        &self,
-        _request: Request<pb::ReadViewRequest>,
-    ) -> Result<Response<pb::ReadViewResponse>, Status> {
-        Err(Status::unimplemented("nobody asks"))
-    }
-
-    async fn status(
-        &self,
-        _request: Request<pb::StatusRequest>,
-    ) -> Result<Response<pb::StatusResponse>, Status> {
-        Err(Status::unimplemented("nobody asks"))
-    }
-
-    async fn change_group(
-        &self,
-        _request: Request<pb::ChangeGroupRequest>,
-    ) -> Result<Response<pb::ChangeGroupResponse>, Status> {
-        Err(Status::unimplemented("nobody asks"))
-    }
-
-    type BackupStream = tokio_stream::Empty<Result<pb::BackupPart, Status>>;
-
-    async fn backup(
-        &self,
-        _request: Request<pb::BackupRequest>,
-    ) -> Result<Response<Self::BackupStream>, Status> {
-        Err(Status::unimplemented("nobody asks"))
-    }
-
-    async fn restore(
-        &self,
-        _request: Request<tonic::Streaming<pb::BackupPart>>,
-    ) -> Result<Response<pb::RestoreResponse>, Status> {
-        Err(Status::unimplemented("nobody asks"))
+        Ok(Box::pin(first.chain(tokio_stream::pending())))
     }
 }
 
@@ -105,12 +39,7 @@ impl pb::control_server::Control for Node {
 async fn node(shows: Option<ClusterView>) -> (String, Arc<StdMutex<Vec<u64>>>) {
     let asked = Arc::default();
     let node = Node { shows, asked: Arc::clone(&asked) };
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    let server = tonic::transport::Server::builder()
-        .add_service(pb::control_server::ControlServer::new(node))
-        .serve_with_incoming(TcpListenerStream::new(listener));
-    tokio::spawn(server);
+    let url = serve(node).await;
     (url, asked)
 }
 

@@ -18,6 +18,8 @@ pub(crate) enum Action {
     List { is_stale: bool },
     /// Finish what it has, take nothing more.
     Drain(MemberId),
+    /// Take work again.
+    Undrain(MemberId),
     /// Out at once.
     Fence(MemberId),
 }
@@ -27,12 +29,15 @@ pub(super) fn command() -> Command {
         required("id", "ID", "The worker, as list shows it")
             .value_parser(clap::value_parser!(u64).range(1..))
     };
-    group("worker-admin", "Look at the workers and take them out of service")
+    group("worker-admin", "Look at the workers and take them out of service or back into it")
         .subcommand(list("Show the workers, what they serve and where"))
         .subcommand(
             Command::new("drain")
                 .about("Let a worker finish what it has and take no more")
                 .arg(id()),
+        )
+        .subcommand(
+            Command::new("undrain").about("Let a worker that drains take work again").arg(id()),
         )
         .subcommand(
             Command::new("fence")
@@ -52,6 +57,7 @@ impl Action {
         match action {
             "list" => Ok(Self::List { is_stale: matches.get_flag("stale") }),
             "drain" => id().map(Self::Drain),
+            "undrain" => id().map(Self::Undrain),
             "fence" => id().map(Self::Fence),
             other => Err(unknown_action("worker-admin", other)),
         }
@@ -66,6 +72,14 @@ impl Action {
                 let row = json!({"id": id.0, "epoch": epoch.0, "state": "draining"});
                 let text = format!("worker {id} drains: it finishes what it has");
                 let index = session.submit(Change::Drain { member_id: id, epoch }).await?;
+                Ok(Answer::done(text, row, index))
+            }
+            Self::Undrain(id) => {
+                let worker = find(&session.read().await?.view, id)?;
+                let Member { epoch, .. } = worker;
+                let row = json!({"id": id.0, "epoch": epoch.0, "state": "ready"});
+                let text = format!("worker {id} takes work again");
+                let index = session.submit(Change::Undrain { member_id: id, epoch }).await?;
                 Ok(Answer::done(text, row, index))
             }
             Self::Fence(id) => {

@@ -63,15 +63,13 @@ pub(super) fn remove(view: &ClusterView, id: MemberId, epoch: Epoch) -> Ops {
     Ok(ops)
 }
 
-pub(super) fn drain(view: &ClusterView, id: MemberId, epoch: Epoch) -> Ops {
+/// Says whether the member takes new work.
+pub(super) fn stand(view: &ClusterView, id: MemberId, epoch: Epoch, state: MemberState) -> Ops {
     let member = current(view, id, epoch)?;
-    Ok(match member.state {
-        MemberState::Draining => Vec::new(),
-        MemberState::Ready => {
-            let state = MemberState::Draining;
-            vec![ViewOp::PutMember(Member { state, ..member.clone() })]
-        }
-    })
+    if member.state == state {
+        return Ok(Vec::new());
+    }
+    Ok(vec![ViewOp::PutMember(Member { state, ..member.clone() })])
 }
 
 pub(super) fn serve(view: &ClusterView, id: MemberId, epoch: Epoch, models: &[ServedModel]) -> Ops {

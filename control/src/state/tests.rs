@@ -127,14 +127,30 @@ fn a_command_for_an_older_epoch_is_refused_and_changes_nothing() {
     let changed = Command::Register(registration("i", 1, "other"));
     let (member_id, epoch, current) = (MemberId(1), Epoch(1), Epoch(2));
     let stale = Refusal::StaleEpoch { member_id, epoch, current };
-    for change in
-        [fence(1, 1), Change::Drain { member_id, epoch }, Change::Deregister { member_id, epoch }]
-    {
+    for change in [
+        fence(1, 1),
+        Change::Drain { member_id, epoch },
+        Change::Undrain { member_id, epoch },
+        Change::Deregister { member_id, epoch },
+    ] {
         let commands = [register("i", 1), changed.clone(), Command::Internal(change)];
         let state = check(&commands, &Reply::Refused(stale.clone()));
         assert_eq!(state.view().members[&member_id].state, MemberState::Ready);
     }
     assert_eq!(Fault::from(stale).code, FaultCode::StaleEpoch);
+}
+
+#[test]
+fn a_drained_member_takes_work_again_once_it_is_told_to() {
+    let (member_id, epoch) = (MemberId(1), Epoch(1));
+    let drain = Command::Internal(Change::Drain { member_id, epoch });
+    let undrain = Command::Internal(Change::Undrain { member_id, epoch });
+    let drained = check(&[register("i", 1), drain.clone()], &applied(2));
+    assert_eq!(drained.view().members[&member_id].state, MemberState::Draining);
+    let commands = [register("i", 1), drain, undrain.clone(), undrain];
+    let state = check(&commands, &applied(4));
+    let member = &state.view().members[&member_id];
+    assert_eq!((member.state, member.epoch), (MemberState::Ready, epoch));
 }
 
 #[test]

@@ -77,6 +77,9 @@ impl From<Change> for pb::Command {
             Change::Drain { member_id, epoch } => {
                 Command::Drain(pb::Drain { member_id: member_id.0, epoch: epoch.0 })
             }
+            Change::Undrain { member_id, epoch } => {
+                Command::Undrain(pb::Undrain { member_id: member_id.0, epoch: epoch.0 })
+            }
             Change::Deregister { member_id, epoch } => {
                 Command::Deregister(pb::Deregister { member_id: member_id.0, epoch: epoch.0 })
             }
@@ -156,6 +159,9 @@ impl TryFrom<pb::Command> for Change {
             }
             Command::Drain(pb::Drain { member_id, epoch }) => {
                 Self::Drain { member_id: MemberId(member_id), epoch: Epoch(epoch) }
+            }
+            Command::Undrain(pb::Undrain { member_id, epoch }) => {
+                Self::Undrain { member_id: MemberId(member_id), epoch: Epoch(epoch) }
             }
             Command::Deregister(pb::Deregister { member_id, epoch }) => {
                 Self::Deregister { member_id: MemberId(member_id), epoch: Epoch(epoch) }
@@ -260,6 +266,7 @@ mod tests {
         for change in [
             Change::Fence { member_id, epoch },
             Change::Drain { member_id, epoch },
+            Change::Undrain { member_id, epoch },
             Change::Deregister { member_id, epoch },
             Change::Serve { member_id, epoch, models: vec![samples::served()] },
             Change::PutModel(samples::model()),

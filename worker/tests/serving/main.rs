@@ -2,5 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod answers;
+#[path = "../../../chassis/src/mock_control.rs"]
+mod mock_control;
 mod resume;
 mod worker;

@@ -4,100 +4,37 @@ use std::path::{Path, PathBuf};
 
 use phalanx_chassis::drain;
 use phalanx_chassis::metrics::Metrics;
-use phalanx_proto::fault::{Fault, FaultCode};
 use phalanx_proto::generate::{
     Chat, Event, FinishReason, Generate, Input, Message, Sampling, SpeakerRole, Stopping, Usage,
 };
 use phalanx_proto::id::{Epoch, ModelName, RequestId};
 use phalanx_proto::pb;
 use phalanx_proto::pb::worker_client::WorkerClient;
-use phalanx_proto::wire::to_status;
 use phalanx_worker::{RawWorker, ServeError, Worker, WorkerMetrics};
 use serde_json::{Map, Value};
-use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::transport::{Channel, Server};
-use tonic::{Request, Response, Status};
+use tonic::Status;
+use tonic::transport::Channel;
+
+use crate::mock_control::{Script, serve};
 
 pub(crate) const EPOCH: u64 = 3;
 
 /// A control node that takes every registration and loses nothing.
 struct AgreeableControl;
 
-#[tonic::async_trait]
-impl pb::control_server::Control for AgreeableControl {
-    type WatchStream = tokio_stream::Empty<Result<pb::WatchEvent, Status>>;
-
-    async fn register(
-        &self,
-        _request: Request<pb::RegisterRequest>,
-    ) -> Result<Response<pb::RegisterResponse>, Status> {
-        Ok(Response::new(pb::RegisterResponse {
-            member_id: 1,
-            epoch: EPOCH,
-            heartbeat_every_ms: 2000,
-            ttl_ms: 6000,
-        }))
+impl Script for AgreeableControl {
+    fn register(&self, _request: pb::RegisterRequest) -> Result<pb::RegisterResponse, Status> {
+        let (heartbeat_every_ms, ttl_ms) = (2000, 6000);
+        Ok(pb::RegisterResponse { member_id: 1, epoch: EPOCH, heartbeat_every_ms, ttl_ms })
     }
 
-    async fn heartbeat(
-        &self,
-        _request: Request<pb::HeartbeatRequest>,
-    ) -> Result<Response<pb::HeartbeatResponse>, Status> {
-        let state = pb::MemberState::Ready.into();
-        Ok(Response::new(pb::HeartbeatResponse { state }))
+    fn heartbeat(&self, _request: pb::HeartbeatRequest) -> Result<pb::HeartbeatResponse, Status> {
+        Ok(pb::HeartbeatResponse { state: pb::MemberState::Ready.into() })
     }
 
-    async fn submit(
-        &self,
-        _request: Request<pb::SubmitRequest>,
-    ) -> Result<Response<pb::SubmitResponse>, Status> {
-        Ok(Response::new(pb::SubmitResponse { index: 1 }))
-    }
-
-    async fn watch(
-        &self,
-        _request: Request<pb::WatchRequest>,
-    ) -> Result<Response<Self::WatchStream>, Status> {
-        Ok(Response::new(tokio_stream::empty()))
-    }
-
-    async fn read_view(
-        &self,
-        _request: Request<pb::ReadViewRequest>,
-    ) -> Result<Response<pb::ReadViewResponse>, Status> {
-        Err(to_status(&Fault::new(FaultCode::Internal, "nobody asks")))
-    }
-
-    async fn status(
-        &self,
-        _request: Request<pb::StatusRequest>,
-    ) -> Result<Response<pb::StatusResponse>, Status> {
-        Err(to_status(&Fault::new(FaultCode::Internal, "nobody asks")))
-    }
-
-    async fn change_group(
-        &self,
-        _request: Request<pb::ChangeGroupRequest>,
-    ) -> Result<Response<pb::ChangeGroupResponse>, Status> {
-        Err(to_status(&Fault::new(FaultCode::Internal, "nobody asks")))
-    }
-
-    type BackupStream = tokio_stream::Empty<Result<pb::BackupPart, Status>>;
-
-    async fn backup(
-        &self,
-        _request: Request<pb::BackupRequest>,
-    ) -> Result<Response<Self::BackupStream>, Status> {
-        Err(to_status(&Fault::new(FaultCode::Internal, "nobody asks")))
-    }
-
-    async fn restore(
-        &self,
-        _request: Request<tonic::Streaming<pb::BackupPart>>,
-    ) -> Result<Response<pb::RestoreResponse>, Status> {
-        Err(to_status(&Fault::new(FaultCode::Internal, "nobody asks")))
+    fn submit(&self, _request: pb::SubmitRequest) -> Result<pb::SubmitResponse, Status> {
+        Ok(pb::SubmitResponse { index: 1 })
     }
 }
 
@@ -114,13 +51,8 @@ pub(crate) fn demo_folder() -> PathBuf {
 }
 
 pub(crate) async fn start() -> Running {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let control = format!("http://{}", listener.local_addr().unwrap());
-    let service = pb::control_server::ControlServer::new(AgreeableControl);
-    let serving = Server::builder().add_service(service);
-    tokio::spawn(serving.serve_with_incoming(TcpListenerStream::new(listener)));
     let raw = RawWorker {
-        control: vec![control],
+        control: vec![serve(AgreeableControl).await],
         listen: Some("127.0.0.1:0".to_owned()),
         model: Some(demo_folder()),
         kv_blocks: Some(1024),

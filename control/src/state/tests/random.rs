@@ -118,7 +118,7 @@ fn some_change(view: &ClusterView, dice: Dice) -> Change {
     let (member_id, epoch) = some_member(view, a);
     let group = some_group(view, a);
     let (name, revision) = (pick(&MODELS, a).into(), "r1".into());
-    match kind % 34 {
+    match kind % 35 {
         0 => Change::Fence { member_id, epoch },
         1 => Change::Drain { member_id, epoch },
         2 => Change::Deregister { member_id, epoch },
@@ -161,6 +161,7 @@ fn some_change(view: &ClusterView, dice: Dice) -> Change {
             Change::RotateKey { id, secret, old_expires_ms: u64::from(c) }
         }
         26 => Change::RevokeKey(pick(&KEYS, a).into()),
+        34 => Change::Undrain { member_id, epoch },
         31 | 32 => Change::RemoveKey(pick(&KEYS, a).into()),
         _ if b < 200 => Change::PutSetting { key: "s".to_owned(), value: (c % 3).to_string() },
         _ => Change::RemoveSetting("s".to_owned()),
@@ -221,6 +222,7 @@ fn is_current(view: &ClusterView, change: &Change) -> Option<bool> {
     match change {
         Change::Fence { member_id, epoch }
         | Change::Drain { member_id, epoch }
+        | Change::Undrain { member_id, epoch }
         | Change::Deregister { member_id, epoch }
         | Change::Serve { member_id, epoch, .. } => {
             Some(view.members.get(member_id).is_some_and(|member| member.epoch == *epoch))
@@ -380,6 +382,6 @@ fn the_dice_lead_to_every_change_done_and_refused_and_to_groups_that_serve() {
     }
     let count = |of: &str| found.iter().filter(|(_name, did)| *did == of).count();
     // Nothing but a full state refuses to put a model, a tenant or a setting.
-    assert_eq!((count("applied"), count("refused")), (25, 22), "{found:?}");
+    assert_eq!((count("applied"), count("refused")), (26, 23), "{found:?}");
     assert!(groups_ready > 100, "only {groups_ready} groups were ready");
 }
