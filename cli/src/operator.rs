@@ -26,6 +26,7 @@ mod worker_admin;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use phalanx_chassis::config::{Resolved, Setting};
 use phalanx_proto::id::{ModelName, ViewIndex};
+use phalanx_proto::name;
 use serde_json::Value;
 
 use self::session::Session;
@@ -164,9 +165,16 @@ fn word<'a>(matches: &'a ArgMatches, id: &str) -> Result<&'a str, Failure> {
     word.map(String::as_str).ok_or_else(|| Failure::usage(format!("{id} is required")))
 }
 
-/// The name given as `id`.
+/// The name given as `id`, of something that there is.
 fn name(matches: &ArgMatches, id: &str) -> Result<ModelName, Failure> {
     word(matches, id).map(ModelName::from)
+}
+
+/// The name given as `id`, of something that may be new.
+fn new_name<'a>(matches: &'a ArgMatches, id: &str) -> Result<&'a str, Failure> {
+    let name = word(matches, id)?;
+    name::check(name).map_err(|error| Failure::usage(format!("{id} {error}")))?;
+    Ok(name)
 }
 
 fn unknown_action(command: &str, action: &str) -> Failure {

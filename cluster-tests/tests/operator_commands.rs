@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use phalanx_chassis::control_client::ControlClient;
-use phalanx_cluster_tests::check::eventually;
+use phalanx_cluster_tests::check::{eventually, serves};
 use phalanx_cluster_tests::cluster::Cluster;
 use phalanx_cluster_tests::control_group::ControlGroup;
 use phalanx_cluster_tests::operator::Operator;
@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 #[tokio::test]
-async fn a_worker_is_listed_drained_and_fenced_by_its_id() -> Result<()> {
+async fn a_worker_is_listed_drained_and_undrained_by_its_id() -> Result<()> {
     let cluster = Cluster::start(&[]).await?;
     let operator = Operator::at(&cluster.control.url);
     let listed = operator.ask(&["worker-admin", "list"])?;
@@ -30,8 +30,24 @@ async fn a_worker_is_listed_drained_and_fenced_by_its_id() -> Result<()> {
 
     let drained = operator.ask(&["worker-admin", "drain", &id])?;
     ensure!(drained["state"] == "draining" && drained["epoch"] == worker["epoch"], "{drained}");
-    let workers = operator.ask(&["worker-admin", "list"])?["workers"].take();
-    ensure!(workers[0]["state"] == "draining" || workers == json!([]), "{workers}");
+    let state = || {
+        Ok::<_, anyhow::Error>(
+            operator.ask(&["worker-admin", "list"])?["workers"][0]["state"].take(),
+        )
+    };
+    ensure!(state()? == "draining");
+    let probe = async |status: u16| {
+        eventually("the probe says so", PATIENCE, async || {
+            Ok(cluster.worker.metrics.get("/health/ready").await?.status == status)
+        })
+        .await
+    };
+    probe(503).await?;
+    let back = operator.ask(&["worker-admin", "undrain", &id])?;
+    ensure!(back["state"] == "ready" && back["epoch"] == worker["epoch"], "{back}");
+    ensure!(state()? == "ready");
+    probe(200).await?;
+    eventually("it serves", PATIENCE, async || Ok(serves(&cluster.client).await.is_ok())).await?;
 
     operator.is_refused(
         &["worker-admin", "fence", "999999"],
@@ -84,6 +100,13 @@ async fn an_alias_is_set_promoted_and_removed() -> Result<()> {
         64,
         "a: must be MODEL@REVISION=WEIGHT",
     )?;
+    for (words, line) in [
+        (&["chat@x", "demo-llm"][..], "name \"chat@x\" holds '@'"),
+        (&["my chat", "demo-llm"], "name \"my chat\" holds ' '"),
+        (&["chat", "demo-llm=1", "demo-llm=2"], "demo-llm is given twice"),
+    ] {
+        operator.is_refused(&[&["alias", "set"], words].concat(), 64, line)?;
+    }
     operator.is_refused(
         &["alias", "set", "chat", "demo-llm=0"],
         1,
@@ -121,10 +144,12 @@ async fn a_model_is_wanted_and_shown_beside_what_there_is() -> Result<()> {
 
     let unknown = ["model", "set", "demo-lm", "--replicas", "1"];
     operator.is_refused(&unknown, 1, "needs a --revision; did you mean demo-llm?")?;
-    operator.is_refused(&["model", "set", "demo-llm", "--tp", "0"], 1, "tp")?;
+    operator.is_refused(&["model", "set", "demo-llm", "--tp", "0"], 64, "1..=64")?;
+    operator.is_refused(&["model", "set", "demo-llm", "--replicas", "1025"], 64, "0..=1024")?;
+    operator.is_refused(&["model", "set", "demo llm"], 64, "name \"demo llm\" holds ' '")?;
     operator.is_refused(&["model", "set", "demo-llm", "--tp", "x"], 64, "x")?;
     operator.ask(&["model", "remove", "demo-llm"])?;
-    operator.is_refused(&["model", "remove", "demo-llm"], 1, "deployment demo-llm is not known")
+    operator.is_refused(&["model", "remove", "demo-llm"], 1, "model demo-llm is not wanted")
 }
 
 #[tokio::test]
@@ -139,6 +164,7 @@ async fn a_tenant_gets_a_key_that_is_shown_once_and_verifies() -> Result<()> {
             .concat(),
     )?;
     operator.ask(&["tenant", "set", "acme", "--rpm", "none"])?;
+    operator.is_refused(&["tenant", "set", "a,b"], 64, "name \"a,b\" holds ','")?;
     let tenants = operator.ask(&["tenant", "list"])?["tenants"].take();
     let expected = json!([{
         "name": "acme", "rpm": null, "tpm": 90_000, "concurrency": 8, "budget": 1_000_000,
@@ -176,6 +202,9 @@ async fn a_tenant_gets_a_key_that_is_shown_once_and_verifies() -> Result<()> {
     let listed = operator.ask(&["key", "list"])?["keys"][0].take();
     ensure!(listed["state"] == "rotating" && listed["pepper_version"] == 1, "{listed}");
 
+    operator.is_refused(&["key", "rotate", &id, "--overlap", "91d"], 64, "at most 90d")?;
+    let forever = ["key", "create", "--tenant", "acme", "--expires", "9999999w"];
+    operator.is_refused(&forever, 64, "at most 3650d from now")?;
     operator.is_refused(&["tenant", "remove", "acme"], 1, "which is not revoked")?;
     operator.is_refused(&["key", "remove", &id], 1, "revoked")?;
     operator.ask(&["key", "revoke", &id])?;
@@ -217,7 +246,7 @@ fn help_names_every_command_and_action() -> Result<()> {
     };
     for (command, actions) in [
         ("cluster", &["status", "add", "promote", "remove", "transfer"][..]),
-        ("worker-admin", &["list", "drain", "fence"]),
+        ("worker-admin", &["list", "drain", "undrain", "fence"]),
         ("model", &["list", "set", "remove"]),
         ("alias", &["list", "set", "promote", "rollback", "remove"]),
         ("tenant", &["list", "set", "remove"]),
@@ -254,6 +283,9 @@ async fn any_node_answers_and_without_a_quorum_only_what_it_has_at_hand() -> Res
     }
     left.is_refused(&set, 69, "try again in 1 s")?;
     left.is_refused(&["alias", "list"], 69, "--stale shows what a node has at hand")?;
+    let drain = left.run(&["worker-admin", "drain", "3"])?;
+    let line = String::from_utf8_lossy(&drain.stderr).into_owned();
+    ensure!(drain.status.code() == Some(69) && !line.contains("--stale"), "{line}");
     let stale = left.ask(&["alias", "list", "--stale"])?;
     ensure!(stale["stale"] == true && stale["answered_by"] == 3, "{stale}");
     ensure!(stale["aliases"][0]["name"] == "chat", "{stale}");

@@ -5,10 +5,15 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use phalanx_proto::api_key;
-use phalanx_proto::change::{Change, FAILURE_BYTES_MAX, Registration};
+use phalanx_proto::change::{
+    Change, FAILURE_BYTES_MAX, GROUP_RANKS_MAX, REPLICAS_MAX, Registration,
+};
 use phalanx_proto::fault::Fault;
 use phalanx_proto::id::{KeyId, Lineage, ModelName, Revision, TenantName, ViewIndex};
-use phalanx_proto::view::{Alias, AliasTarget, ApiKey, GroupRank, Model, Scope, ServedModel};
+use phalanx_proto::name;
+use phalanx_proto::view::{
+    Alias, AliasTarget, ApiKey, GroupRank, Model, Scope, ServedModel, given_twice,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::state::StateHash;
@@ -25,17 +30,11 @@ pub const MEMBER_MODELS_MAX: usize = 64;
 /// The most targets of one alias. A rollout needs 2, a comparison a few more.
 pub const ALIAS_TARGETS_MAX: usize = 16;
 
-/// The most ranks of one group: the devices of eight machines of eight.
-pub const GROUP_RANKS_MAX: usize = 64;
-
-/// The most replicas of one deployment.
-pub const REPLICAS_MAX: usize = 1024;
-
 /// The most scopes of one key: every route, and a few models by name.
 pub const KEY_SCOPES_MAX: usize = 16;
 
 /// The most secrets of one key: the one in use, and the one before it while a rotation overlaps.
-pub const KEY_SECRETS_MAX: usize = 2;
+pub const KEY_SECRETS_MAX: u32 = 2;
 
 /// The longest value of a setting, in bytes. What is larger belongs into a file.
 pub const SETTING_BYTES_MAX: usize = 4096;
@@ -135,8 +134,8 @@ fn validate_change(change: &Change) -> Result<(), Fault> {
         | Change::RemoveAlias(name)
         | Change::RemoveDeployment(name) => check_name("name", name),
         Change::SetDeployment { name, revision, replicas, tp } => {
-            check_name("deployment.name", name)?;
-            check_revision("deployment.revision", revision)?;
+            check_new_name("deployment.name", name.as_str())?;
+            check_new_name("deployment.revision", revision.as_str())?;
             check_range("deployment.replicas", *replicas, 0, REPLICAS_MAX)?;
             check_range("deployment.tp", *tp, 1, GROUP_RANKS_MAX)
         }
@@ -145,7 +144,7 @@ fn validate_change(change: &Change) -> Result<(), Fault> {
             check_revision("revision", revision)?;
             validate_ranks(ranks)
         }
-        Change::PutTenant(tenant) => check_tenant("tenant.name", &tenant.name),
+        Change::PutTenant(tenant) => check_new_name("tenant.name", tenant.name.as_str()),
         Change::RemoveTenant(name) => check_tenant("name", name),
         Change::PutKey(key) => validate_key(key),
         Change::RotateKey { id, .. } | Change::RevokeKey(id) | Change::RemoveKey(id) => {
@@ -160,17 +159,21 @@ fn validate_change(change: &Change) -> Result<(), Fault> {
 }
 
 fn validate_alias(alias: &Alias) -> Result<(), Fault> {
-    check_name("alias.name", &alias.name)?;
+    check_new_name("alias.name", alias.name.as_str())?;
     if alias.targets.is_empty() {
         let message = format!("alias {} has 0 targets, at least 1 is needed", alias.name);
         return Err(Fault::invalid("alias.targets", message));
     }
     check_count("alias.targets", alias.targets.len(), ALIAS_TARGETS_MAX)?;
     for AliasTarget { model, revision, .. } in alias.targets.iter().chain(&alias.shadow) {
-        check_name("alias.targets.model", model)?;
+        check_new_name("alias.targets.model", model.as_str())?;
         revision
             .iter()
-            .try_for_each(|revision| check_revision("alias.targets.revision", revision))?;
+            .try_for_each(|revision| check_new_name("alias.targets.revision", revision.as_str()))?;
+    }
+    if let Some(twice) = given_twice(&alias.targets) {
+        let message = format!("alias {} has {twice} among its targets twice", alias.name);
+        return Err(Fault::invalid("alias.targets", message));
     }
     if alias.targets.iter().all(|target| target.weight == 0) {
         let message = format!("weights of alias {} sum to 0, must be above 0", alias.name);
@@ -226,6 +229,12 @@ fn check_served(models: &[ServedModel]) -> Result<(), Fault> {
     Ok(())
 }
 
+/// A name that is given now. What is removed, or told of by those who hold it already, may be from before this rule.
+fn check_new_name(field: &str, text: &str) -> Result<(), Fault> {
+    check_text(field, text)?;
+    name::check(text).map_err(|error| Fault::invalid(field, format!("{field} {error}")))
+}
+
 fn check_key_id(id: &KeyId) -> Result<(), Fault> {
     if api_key::is_id(id) {
         return Ok(());
@@ -275,9 +284,9 @@ fn check_length(field: &str, text: &str, bytes_max: usize) -> Result<(), Fault> 
     Ok(())
 }
 
-fn check_range<N>(field: &str, number: N, min: usize, max: usize) -> Result<(), Fault>
+fn check_range<N>(field: &str, number: N, min: u32, max: u32) -> Result<(), Fault>
 where
-    N: TryInto<usize> + Copy + fmt::Display,
+    N: TryInto<u32> + Copy + fmt::Display,
 {
     if !number.try_into().is_ok_and(|number| (min..=max).contains(&number)) {
         let message = format!("{field} is {number}, it must be {min} to {max}");

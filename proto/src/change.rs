@@ -11,6 +11,12 @@ use crate::view::{
 /// The longest reason of a failure, in bytes: a chain of causes with a path or two.
 pub const FAILURE_BYTES_MAX: usize = 1024;
 
+/// The most replicas of one deployment.
+pub const REPLICAS_MAX: u32 = 1024;
+
+/// The most ranks of one group: the devices of eight machines of eight.
+pub const GROUP_RANKS_MAX: u32 = 64;
+
 /// A process that wants to be a member.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Registration {

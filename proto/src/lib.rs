@@ -18,6 +18,7 @@ pub mod change;
 pub mod fault;
 pub mod generate;
 pub mod id;
+pub mod name;
 pub mod prefix;
 pub mod view;
 pub mod wire;

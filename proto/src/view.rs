@@ -18,7 +18,7 @@ pub use self::access::{
     UnknownScopeError,
 };
 pub use self::member::{Capacity, Member, MemberRole, MemberState, ServedModel};
-pub use self::naming::{Alias, AliasTarget, Model};
+pub use self::naming::{Alias, AliasTarget, Model, given_twice};
 pub use self::placement::{
     Deployment, Group, GroupFailure, GroupRank, GroupRef, GroupState, Rendezvous,
     RendezvousSizeError,
@@ -46,6 +46,16 @@ pub enum ViewOp {
     RemoveKey(KeyId),
     PutSetting(Setting),
     RemoveSetting(String),
+}
+
+impl ViewOp {
+    /// Whether it is about who may use the cluster, which routers alone need to know.
+    pub const fn is_access(&self) -> bool {
+        matches!(
+            self,
+            Self::PutTenant(_) | Self::RemoveTenant(_) | Self::PutKey(_) | Self::RemoveKey(_)
+        )
+    }
 }
 
 /// All changes made at one log index.
@@ -135,6 +145,14 @@ impl ClusterView {
             ViewOp::PutSetting(setting) => drop(self.settings.insert(setting.key.clone(), setting)),
             ViewOp::RemoveSetting(key) => drop(self.settings.remove(&key)),
         }
+    }
+
+    /// The view without what [`ViewOp::is_access`] tells of.
+    #[must_use]
+    pub fn without_access(mut self) -> Self {
+        self.tenants.clear();
+        self.keys.clear();
+        self
     }
 
     /// Whether `other` is later in time: a larger lineage, or the same one further on.

@@ -7,6 +7,7 @@ use std::thread::available_parallelism;
 
 use phalanx_kernels::cpu::CpuPath;
 use phalanx_proto::id::ModelName;
+use phalanx_proto::name;
 use serde::Deserialize;
 
 use crate::engine::{EngineConfig, RawEngine};
@@ -187,6 +188,8 @@ impl RawWorker {
         if name.is_empty() || name.len() > MODEL_NAME_BYTES_MAX {
             let shown = format!("{name:?}");
             faults.add("model_name", &shown, &format!("1 to {MODEL_NAME_BYTES_MAX} bytes"));
+        } else if let Err(error) = name::check(&name) {
+            faults.add("model_name", &name, &format!("another name: {error}"));
         }
         name
     }

@@ -6,11 +6,11 @@ use phalanx_proto::id::{ModelName, ViewIndex};
 use phalanx_proto::view::{Alias, AliasTarget, ClusterView};
 use serde_json::{Value, json};
 
-use super::model_ref::{check_known, parse_targets, shown};
+use super::model_ref::{check_known, parse_targets};
 use super::nearest::unknown;
 use super::session::{Seen, Session};
 use super::table::{Column, Table};
-use super::{Answer, group, list, name, required, unknown_action};
+use super::{Answer, group, list, name, new_name, required, unknown_action};
 use crate::failure::Failure;
 
 /// What is asked.
@@ -74,7 +74,7 @@ impl Action {
             "set" => {
                 let shadow = targets(matches, "shadow")?.pop();
                 let targets = targets(matches, "target")?;
-                let name = name(matches, "name")?;
+                let name = new_name(matches, "name")?.into();
                 let alias = Alias { name, targets, shadow, previous: None };
                 Ok(Self::Set { alias, is_unchecked: matches.get_flag("unchecked") })
             }
@@ -82,7 +82,7 @@ impl Action {
                 let target = targets(matches, "target")?.pop();
                 let target = target.ok_or_else(|| Failure::usage("a target is required"))?;
                 let is_unchecked = matches.get_flag("unchecked");
-                Ok(Self::Promote { name: name(matches, "name")?, target, is_unchecked })
+                Ok(Self::Promote { name: new_name(matches, "name")?.into(), target, is_unchecked })
             }
             "rollback" => name(matches, "name").map(Self::Rollback),
             "remove" => name(matches, "name").map(Self::Remove),
@@ -157,10 +157,10 @@ fn check_alias(view: &ClusterView, name: &ModelName) -> Result<(), Failure> {
 
 fn stands_for(alias: &Alias) -> String {
     let targets = alias.targets.iter();
-    let targets = targets.map(|target| format!("{}={}", shown(target), target.weight));
+    let targets = targets.map(|target| format!("{target}={}", target.weight));
     let mut text = targets.collect::<Vec<_>>().join(" ");
     if let Some(shadow) = &alias.shadow {
-        text.push_str(&format!(", with a copy to {}", shown(shadow)));
+        text.push_str(&format!(", with a copy to {shadow}"));
     }
     text
 }
@@ -171,10 +171,10 @@ fn aliases(seen: &Seen) -> Answer {
     let known = || seen.view.aliases.values();
     for alias in known() {
         for target in &alias.targets {
-            table.row([alias.name.to_string(), shown(target), target.weight.to_string()]);
+            table.row([alias.name.to_string(), target.to_string(), target.weight.to_string()]);
         }
         if let Some(shadow) = &alias.shadow {
-            table.row([alias.name.to_string(), shown(shadow), "shadow".to_owned()]);
+            table.row([alias.name.to_string(), shadow.to_string(), "shadow".to_owned()]);
         }
     }
     seen.answer(table.or("no alias is set"), "aliases", known().map(row).collect())

@@ -31,6 +31,12 @@ const SCOPES_DEFAULT: &str = "inference:*";
 /// How long the secret before a rotation holds unless told otherwise: a day to hand the new one out.
 const OVERLAP_DEFAULT: &str = "1d";
 
+/// The longest that a secret holds beside the one that replaces it: a quarter in which every client is redeployed once.
+const OVERLAP_MAX_MS: u64 = 90 * moment::DAY_MS;
+
+/// The longest that a key is made for: ten years. Longer is for ever, which is said by leaving `--expires` out.
+const EXPIRES_MAX_MS: u64 = 3650 * moment::DAY_MS;
+
 /// A key holds this long before the moment it is made, by the clock here: a router's may be behind.
 const CLOCK_SKEW_MAX_MS: u64 = 5 * 60 * 1000;
 
@@ -91,8 +97,10 @@ pub(super) fn command() -> Command {
                     Arg::new("expires")
                         .long("expires")
                         .value_name("WHEN")
-                        .value_parser(|word: &str| moment::parse_moment(word, moment::now_ms()))
-                        .help("When it ends: 12h, 30d, or a time as 2030-01-31T12:00:00Z"),
+                        .value_parser(|word: &str| {
+                            moment::parse_moment(word, moment::now_ms(), EXPIRES_MAX_MS)
+                        })
+                        .help("When it ends, within 3650d: 12h, 30d, or a time as 2030-01-31T12:00:00Z"),
                 ),
         )
         .subcommand(
@@ -100,9 +108,9 @@ pub(super) fn command() -> Command {
                 Arg::new("overlap")
                     .long("overlap")
                     .value_name("SPAN")
-                    .value_parser(moment::parse_span)
+                    .value_parser(|word: &str| moment::parse_span(word, OVERLAP_MAX_MS))
                     .default_value(OVERLAP_DEFAULT)
-                    .help("How long the secret before it holds yet, as 12h or 30d"),
+                    .help("How long the secret before it holds yet, as 12h or 30d; at most 90d"),
             ),
         )
         .subcommand(Command::new("revoke").about("Withdraw a key for good").arg(id()))

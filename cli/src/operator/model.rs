@@ -3,17 +3,17 @@
 use std::collections::BTreeSet;
 
 use clap::{Arg, ArgMatches, Command};
-use phalanx_proto::change::Change;
+use phalanx_proto::change::{Change, GROUP_RANKS_MAX, REPLICAS_MAX};
 use phalanx_proto::id::{ModelName, Revision};
 use phalanx_proto::view::{
     ClusterView, Deployment, Group, GroupState, GroupStatus, MemberRole, MemberState, Model,
 };
 use serde_json::{Value, json};
 
-use super::nearest::{unknown, with_nearest};
+use super::nearest::with_nearest;
 use super::session::{Seen, Session};
 use super::table::{Column, Table};
-use super::{Answer, group, limit, list, name, required, unknown_action};
+use super::{Answer, group, limit, list, name, new_name, required, unknown_action};
 use crate::failure::Failure;
 
 /// What is asked.
@@ -45,8 +45,9 @@ struct Row<'a> {
 
 pub(super) fn command() -> Command {
     let name = || required("name", "NAME", "The model");
-    let count = |id: &'static str, help| {
-        Arg::new(id).long(id).value_name("N").value_parser(clap::value_parser!(u32)).help(help)
+    let count = |id: &'static str, (min, max): (u32, u32), help| {
+        let range = clap::value_parser!(u32).range(i64::from(min)..=i64::from(max));
+        Arg::new(id).long(id).value_name("N").value_parser(range).help(help)
     };
     let revision = "Which revision [default: the one wanted, or the only one known]";
     group("model", "Look at the models and say how many replicas are wanted")
@@ -56,8 +57,12 @@ pub(super) fn command() -> Command {
                 .about("Say how a model is to be served; what is not said stays")
                 .arg(name())
                 .arg(Arg::new("revision").long("revision").value_name("REV").help(revision))
-                .arg(count("replicas", "How many groups serve it; 1 at first"))
-                .arg(count("tp", "Over how many devices each of them shards it; 1 at first")),
+                .arg(count("replicas", (0, REPLICAS_MAX), "How many groups serve it; 1 at first"))
+                .arg(count(
+                    "tp",
+                    (1, GROUP_RANKS_MAX),
+                    "Over how many devices each of them shards it; 1 at first",
+                )),
         )
         .subcommand(
             Command::new("remove")
@@ -73,8 +78,8 @@ impl Action {
         match action {
             "list" => Ok(Self::List { is_stale: matches.get_flag("stale") }),
             "set" => Ok(Self::Set {
-                name: name(matches, "name")?,
-                revision: matches.get_one::<String>("revision").map(|rev| rev.as_str().into()),
+                name: new_name(matches, "name")?.into(),
+                revision: revision(matches)?,
                 replicas: matches.get_one("replicas").copied(),
                 tp: matches.get_one("tp").copied(),
             }),
@@ -109,7 +114,8 @@ impl Action {
                 let seen = session.read().await?;
                 if !seen.view.deployments.contains_key(&name) {
                     let known = seen.view.deployments.keys().map(ModelName::as_str);
-                    return Err(unknown("deployment", name.as_str(), known));
+                    let problem = format!("model {name} is not wanted");
+                    return Err(Failure::Failed(with_nearest(problem, name.as_str(), known)));
                 }
                 let row = json!({"name": name.as_str(), "removed": true});
                 let text = format!("nothing of {name} is wanted any more");
@@ -117,6 +123,13 @@ impl Action {
             }
         }
     }
+}
+
+fn revision(matches: &ArgMatches) -> Result<Option<Revision>, Failure> {
+    if matches.get_one::<String>("revision").is_none() {
+        return Ok(None);
+    }
+    new_name(matches, "revision").map(|revision| Some(revision.into()))
 }
 
 /// The revision meant when none is given: the only one there is.

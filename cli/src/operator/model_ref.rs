@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use phalanx_proto::id::{ModelName, Revision};
-use phalanx_proto::view::{AliasTarget, ClusterView};
+use phalanx_proto::name;
+use phalanx_proto::view::{AliasTarget, ClusterView, given_twice};
 
 use super::nearest::with_nearest;
 use crate::failure::Failure;
@@ -19,6 +20,9 @@ pub(super) fn parse_model(word: &str) -> Result<(ModelName, Option<Revision>), S
     };
     if name.is_empty() || revision.is_some_and(str::is_empty) {
         return Err(format!("{word}: must be MODEL@REVISION, or MODEL for any revision"));
+    }
+    for part in [Some(name), revision].into_iter().flatten() {
+        name::check(part).map_err(|error| format!("{word}: {error}"))?;
     }
     Ok((name.into(), revision.map(Revision::from)))
 }
@@ -38,6 +42,9 @@ pub(super) fn parse_targets<'a>(
             Err(fault) => faults.push(fault),
         }
     }
+    if let Some(twice) = given_twice(&targets) {
+        faults.push(format!("{twice} is given twice"));
+    }
     if faults.is_empty() { Ok(targets) } else { Err(faults) }
 }
 
@@ -52,14 +59,6 @@ fn parse_target(word: &str, is_alone: bool) -> Result<AliasTarget, String> {
     };
     let (model, revision) = parse_model(model)?;
     Ok(AliasTarget { model, revision, weight })
-}
-
-/// A target as it would be typed, without its weight.
-pub(super) fn shown(target: &AliasTarget) -> String {
-    match &target.revision {
-        Some(revision) => format!("{}@{revision}", target.model),
-        None => target.model.to_string(),
-    }
 }
 
 /// Refuses a target that the cluster has never seen, with what may have been meant.
@@ -106,13 +105,13 @@ mod tests {
     #[test]
     fn targets_are_read_as_they_are_shown() {
         check(&["m@r=95", "n=5"], Ok(&[target("m", Some("r"), 95), target("n", None, 5)]));
-        check(&["org/m@v1@r"], Ok(&[target("org/m@v1", Some("r"), 100)]));
+        check(&["org/m@v1"], Ok(&[target("org/m", Some("v1"), 100)]));
         check(
             &["m=0", "m@r=4294967295"],
             Ok(&[target("m", None, 0), target("m", Some("r"), u32::MAX)]),
         );
         for target in [target("m", Some("r"), 1), target("org/m", None, 1)] {
-            let (model, revision) = parse_model(&shown(&target)).unwrap();
+            let (model, revision) = parse_model(&target.to_string()).unwrap();
             assert_eq!((model, revision), (target.model, target.revision));
         }
     }
@@ -125,6 +124,9 @@ mod tests {
             "m@r=-1: the weight must be a whole number from 0 to 4294967295",
         ];
         check(&["m", "n=1", "m@=1", "m@r=-1"], Err(&lines));
+        let two = "m@v1@r: \"m@v1\" holds '@': a name is made of letters, digits and . _ - : / +";
+        check(&["m@v1@r"], Err(&[two]));
+        check(&["m@r=1", "m=2", "m@r=3"], Err(&["m@r is given twice"]));
         check(&["=3"], Err(&[": must be MODEL@REVISION, or MODEL for any revision"]));
     }
 

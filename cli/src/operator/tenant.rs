@@ -11,7 +11,7 @@ use super::limit::{self, Limit};
 use super::nearest::unknown;
 use super::session::{Seen, Session};
 use super::table::{Column, Table};
-use super::{Answer, group, list, required, unknown_action, word};
+use super::{Answer, group, list, new_name, required, unknown_action, word};
 use crate::failure::Failure;
 
 /// What is asked.
@@ -82,7 +82,7 @@ impl Action {
         match action {
             "list" => Ok(Self::List { is_stale: matches.get_flag("stale") }),
             "set" => Ok(Self::Set(Box::new(Wish {
-                name: name()?,
+                name: new_name(matches, "name")?.into(),
                 requests_per_minute: limit::of(matches, "rpm"),
                 tokens_per_minute: limit::of(matches, "tpm"),
                 concurrency: limit::of(matches, "concurrency"),

@@ -1,7 +1,9 @@
 //! Which commands are refused before they are proposed, and with what words.
 
 use phalanx_proto::id::{Epoch, MemberId};
-use phalanx_proto::view::{Capacity, KeyLimits, KeySecret, MemberRole};
+use phalanx_proto::view::{
+    CachePolicy, Capacity, KeyLimits, KeySecret, MemberRole, Tenant, TenantLimits,
+};
 
 use super::*;
 
@@ -21,10 +23,13 @@ fn registration() -> Registration {
 }
 
 fn alias(weights: &[u32]) -> Alias {
-    let target = |&weight| AliasTarget { model: "m".into(), revision: None, weight };
+    let target = |(at, weight): (usize, &u32)| {
+        let revision = (at > 0).then(|| at.to_string().into());
+        AliasTarget { model: "m".into(), revision, weight: *weight }
+    };
     Alias {
         name: "a".into(),
-        targets: weights.iter().map(target).collect(),
+        targets: weights.iter().enumerate().map(target).collect(),
         shadow: None,
         previous: None,
     }
@@ -97,6 +102,49 @@ fn an_alias_has_targets_and_weight() {
         Some(("alias.targets", "alias.targets has 17 entries, at most 16 are allowed")),
     );
     check_change(Change::RemoveAlias("".into()), Some(("name", "name is empty")));
+    let mut twice = alias(&[1, 2, 3]);
+    twice.targets[2] = AliasTarget { weight: 5, ..twice.targets[1].clone() };
+    let refusal = "alias a has m@1 among its targets twice";
+    check_change(Change::SetAlias(twice), Some(("alias.targets", refusal)));
+}
+
+#[test]
+fn a_name_that_is_given_is_made_of_few_characters_and_one_from_before_can_be_removed() {
+    let bad = "m@r";
+    let refusal = |field| {
+        format!("{field} \"m@r\" holds '@': a name is made of letters, digits and . _ - : / +")
+    };
+    let model = || Model { name: bad.into(), revision: "r".into() };
+    let (replicas, tp) = (1, 1);
+    let given = [
+        ("alias.name", Change::SetAlias(Alias { name: bad.into(), ..alias(&[1]) })),
+        (
+            "deployment.revision",
+            Change::SetDeployment { name: "m".into(), revision: bad.into(), replicas, tp },
+        ),
+        (
+            "tenant.name",
+            Change::PutTenant(Tenant {
+                name: bad.into(),
+                limits: TenantLimits::default(),
+                priority: 0,
+                cache: CachePolicy::Off,
+            }),
+        ),
+    ];
+    for (field, change) in given {
+        check_change(change, Some((field, &refusal(field))));
+    }
+    for change in [
+        Change::RemoveModel(model()),
+        Change::RemoveAlias(bad.into()),
+        Change::RollbackAlias(bad.into()),
+        Change::RemoveDeployment(bad.into()),
+        Change::RemoveTenant(bad.into()),
+    ] {
+        check_change(change, None);
+    }
+    check_register(|r| r.models = vec![served(bad)], None);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Models, and the public names that stand for them.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::id::{ModelName, Revision};
@@ -38,7 +40,25 @@ pub struct Alias {
     pub previous: Option<Vec<AliasTarget>>,
 }
 
+/// The first target that is among `targets` twice, whatever the weights.
+pub fn given_twice(targets: &[AliasTarget]) -> Option<&AliasTarget> {
+    let earlier = |(at, target): &(usize, &AliasTarget)| {
+        targets[..*at].iter().any(|other| other.is_same_model(target))
+    };
+    targets.iter().enumerate().find(earlier).map(|(_at, target)| target)
+}
+
 // === impl AliasTarget ===
+
+/// As it is typed, without its weight.
+impl fmt::Display for AliasTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.revision {
+            Some(revision) => write!(f, "{}@{revision}", self.model),
+            None => self.model.fmt(f),
+        }
+    }
+}
 
 impl AliasTarget {
     /// Whether both are the same model at the same revision, whatever their weights.

@@ -4,7 +4,7 @@ use super::{WireError, required};
 use crate::change::{Change, GroupChange, Registration, WatchEvent};
 use crate::id::{Epoch, KeyId, MemberId, ModelName, NodeId, Revision, TenantName, ViewIndex};
 use crate::pb;
-use crate::view::{GroupRef, Model};
+use crate::view::{GroupRef, Model, Rendezvous};
 
 // === impl Registration ===
 
@@ -117,11 +117,7 @@ impl From<Change> for pb::Command {
                     ranks: ranks.into_iter().map(Into::into).collect(),
                 })
             }
-            Change::PublishRendezvous { group, rendezvous } => {
-                let rendezvous = rendezvous.as_bytes().to_vec();
-                let group = Some(group.into());
-                Command::PublishRendezvous(pb::PublishRendezvous { group, rendezvous })
-            }
+            Change::PublishRendezvous { group, rendezvous } => publish(group, &rendezvous),
             Change::RankReady { group, rank } => {
                 Command::RankReady(pb::RankReady { group: Some(group.into()), rank })
             }
@@ -142,6 +138,11 @@ impl From<Change> for pb::Command {
         };
         Self { command: Some(command) }
     }
+}
+
+fn publish(group: GroupRef, rendezvous: &Rendezvous) -> pb::command::Command {
+    let (group, rendezvous) = (Some(group.into()), rendezvous.as_bytes().to_vec());
+    pb::command::Command::PublishRendezvous(pb::PublishRendezvous { group, rendezvous })
 }
 
 fn fail_rank(group: GroupRef, rank: u32, reason: String) -> pb::command::Command {
