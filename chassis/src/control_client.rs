@@ -23,7 +23,7 @@ use phalanx_proto::fault::Fault;
 use phalanx_proto::fault::FaultCode;
 use phalanx_proto::id::{Epoch, Lineage, MemberId, NodeId, ViewIndex};
 use phalanx_proto::pb;
-use phalanx_proto::view::{ClusterView, MemberState};
+use phalanx_proto::view::{ClusterView, MemberRole, MemberState};
 use phalanx_proto::wire::{WireError, from_status};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Response, Status};
@@ -41,7 +41,11 @@ const HEARTBEAT_WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// A client of the control plane. Cheap to clone; connects when first used.
 #[derive(Clone, Debug)]
-pub struct ControlClient(Arc<Nodes>);
+pub struct ControlClient {
+    nodes: Arc<Nodes>,
+    /// What its process is to the cluster; none for operators and what is no member.
+    role: Option<MemberRole>,
+}
 
 /// A registration that holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,7 +99,18 @@ impl ControlClient {
     where
         U: AsRef<str>,
     {
-        Nodes::new(urls, connect).map(|nodes| Self(Arc::new(nodes)))
+        Nodes::new(urls, connect).map(|nodes| Self { nodes: Arc::new(nodes), role: None })
+    }
+
+    /// The client of a router, which alone is shown who may use the cluster.
+    #[must_use]
+    pub fn as_router(self) -> Self {
+        Self { role: Some(MemberRole::Router), ..self }
+    }
+
+    /// Whether its watches show who may use the cluster.
+    pub(crate) fn is_routers(&self) -> bool {
+        self.role == Some(MemberRole::Router)
     }
 
     /// Registers this process. To be repeated with the same instance when the answer was lost, and with
@@ -249,19 +264,21 @@ impl ControlClient {
         self.call(|mut stub| async move { stub.status(pb::StatusRequest {}).await }).await
     }
 
-    /// Follows the view from what the caller already has; both 0 for nothing.
+    /// Follows the view from what the caller already has; both 0 for nothing. Tenants and keys are left out for all but
+    /// [routers](Self::as_router).
     ///
     /// # Errors
     /// As the last node that was tried answered.
     pub async fn watch(&self, lineage: Lineage, after: ViewIndex) -> Result<WatchStream, Fault> {
-        let request = pb::WatchRequest { lineage: lineage.0, after_index: after.0 };
+        let role = self.role.map_or(pb::Role::Unspecified, pb::Role::from).into();
+        let request = pb::WatchRequest { lineage: lineage.0, after_index: after.0, role };
         let stream = self.call(|mut stub| async move { stub.watch(request).await }).await?;
         Ok(WatchStream(stream))
     }
 
     /// Makes the next call start at another node: for a caller that saw this one lag.
     pub fn rotate(&self) {
-        self.0.rotate();
+        self.nodes.rotate();
     }
 
     async fn call<T, A, F>(&self, attempt: A) -> Result<T, Fault>
@@ -277,7 +294,7 @@ impl ControlClient {
         A: Fn(Stub) -> F,
         F: Future<Output = Result<Response<T>, Status>>,
     {
-        self.0.call_within(wait_max, attempt).await
+        self.nodes.call_within(wait_max, attempt).await
     }
 }
 

@@ -85,10 +85,7 @@ where
 
     type WatchStream = Events;
 
-    async fn watch(
-        &self,
-        request: Request<pb::WatchRequest>,
-    ) -> Result<Response<Events>, Status> {
+    async fn watch(&self, request: Request<pb::WatchRequest>) -> Result<Response<Events>, Status> {
         self.0.watch(request.into_inner()).map(Response::new)
     }
 

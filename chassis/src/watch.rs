@@ -59,7 +59,8 @@ impl ViewWatch {
     /// As [`ViewWatch::start`]; `seed` sets the jitter of the waits apart from other processes'.
     pub fn start_jittered(client: ControlClient, file: Option<PathBuf>, seed: u64) -> Self {
         let now = Instant::now();
-        let saved = file.as_deref().and_then(file::load);
+        let is_routers = client.is_routers();
+        let saved = file.as_deref().and_then(|file| file::load(file, is_routers));
         let (saved, heard) = saved.map_or_else(
             || (ClusterView::default(), now),
             |(view, heard)| {
@@ -194,7 +195,9 @@ impl Following {
         let Some(file) = self.file.clone().filter(|_file| self.unsaved) else { return };
         let view = self.follower.view().clone();
         let heard = SystemTime::now() - self.last_event.lock().elapsed();
-        let saved = tokio::task::spawn_blocking(move || file::save(&file, &view, heard));
+        let is_routers = self.client.is_routers();
+        let saved =
+            tokio::task::spawn_blocking(move || file::save(&file, &view, (heard, is_routers)));
         // A disk that hangs must not stop the view.
         match timeout(SILENCE_MAX, saved).await {
             Ok(Ok(Ok(()))) => {

@@ -50,7 +50,7 @@ pub(crate) async fn start(
         .map_err(|faults| Failure::Usage(faults.iter().map(ToString::to_string).collect()))?;
     // Two clients: the watch leaves a node that lags, where a heartbeat would still be heard.
     let client = || {
-        let client = ControlClient::new(control);
+        let client = ControlClient::new(control).map(ControlClient::as_router);
         client.map_err(|error| Failure::usage(format!("--control: {error}")))
     };
     let view_file = resolved.text(&settings::ROUTER_VIEW_FILE).map(PathBuf::from);

@@ -7,6 +7,10 @@
 //! A subscriber holds a position, not a queue, so a slow one costs no memory; when the ring has moved past
 //! its position its watch ends, and it must resume, with a snapshot.
 //!
+//! Who may use the cluster is shown to routers alone: others' events leave tenants and keys out. Their indices are
+//! those of the log all the same, so that any watch resumes where it ended, and what is left out moves a watcher on
+//! with the next event or bookmark.
+//!
 //! A node that does not hear its group shows what it has and vouches for nothing: it sends no bookmarks, and
 //! refuses whoever has seen all of that. So watchers leave it for a node that knows more, and know how old their
 //! view may be when there is none.
@@ -22,7 +26,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use phalanx_proto::change::WatchEvent;
 use phalanx_proto::id::{Lineage, MemberId, ViewIndex};
-use phalanx_proto::view::{ClusterView, Member, ViewOp};
+use phalanx_proto::view::{ClusterView, Member, ViewDelta, ViewOp};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
@@ -46,10 +50,20 @@ struct Shared {
     vouches: AtomicBool,
 }
 
+/// What of the view a subscriber is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// All of it.
+    Whole,
+    /// Not who may use the cluster: [`ViewOp::is_access`].
+    WithoutAccess,
+}
+
 /// One watch.
 #[derive(Debug)]
 pub(crate) struct Subscriber {
     shared: Arc<Shared>,
+    scope: Scope,
     position: Position,
     ready: VecDeque<WatchEvent>,
     bookmark_at: Instant,
@@ -129,7 +143,11 @@ impl Feed {
     }
 
     /// Follows the feed from what the subscriber already has.
-    pub(crate) fn subscribe(&self, after: Position) -> Result<Subscriber, WatchError> {
+    pub(crate) fn subscribe(
+        &self,
+        after: Position,
+        scope: Scope,
+    ) -> Result<Subscriber, WatchError> {
         let history = self.0.history.lock();
         if history.end().lineage == Lineage(0) {
             return Err(WatchError::NotFounded);
@@ -142,7 +160,26 @@ impl Feed {
         drop(history);
         let shared = Arc::clone(&self.0);
         let bookmark_at = Instant::now() + BOOKMARK_EVERY;
-        Ok(Subscriber { shared, position, ready: VecDeque::new(), bookmark_at })
+        Ok(Subscriber { shared, scope, position, ready: VecDeque::new(), bookmark_at })
+    }
+}
+
+// === impl Scope ===
+
+impl Scope {
+    fn of_view(self, view: ClusterView) -> ClusterView {
+        match self {
+            Self::Whole => view,
+            Self::WithoutAccess => view.without_access(),
+        }
+    }
+
+    /// None when nothing of it is shown.
+    fn of_delta(self, mut delta: ViewDelta) -> Option<ViewDelta> {
+        if self == Self::WithoutAccess {
+            delta.ops.retain(|op| !op.is_access());
+        }
+        (!delta.ops.is_empty()).then_some(delta)
     }
 }
 
@@ -162,13 +199,14 @@ impl Subscriber {
             match self.shared.history.lock().after(self.position) {
                 Next::Snapshot(view) => {
                     self.position = Position { lineage: view.lineage, index: view.index };
-                    return Ok(WatchEvent::Snapshot(view));
+                    return Ok(WatchEvent::Snapshot(self.scope.of_view(view)));
                 }
                 Next::Deltas(deltas) => {
                     if let Some(last) = deltas.last() {
                         self.position.index = last.index;
                     }
-                    self.ready = deltas.into_iter().map(WatchEvent::Delta).collect();
+                    let shown = deltas.into_iter().filter_map(|delta| self.scope.of_delta(delta));
+                    self.ready = shown.map(WatchEvent::Delta).collect();
                     continue;
                 }
                 Next::Nothing => {}
@@ -201,7 +239,7 @@ impl Subscriber {
 
 #[cfg(test)]
 mod tests {
-    use phalanx_proto::view::{Model, ViewDelta};
+    use phalanx_proto::view::{CachePolicy, Model, Tenant, TenantLimits};
 
     use super::*;
 
@@ -221,10 +259,13 @@ mod tests {
     async fn a_subscriber_gets_a_snapshot_then_each_change_once_then_bookmarks() {
         let feed = Feed::new();
         feed.vouch(true);
-        assert_eq!(feed.subscribe(Position::default()).unwrap_err(), WatchError::NotFounded);
+        assert_eq!(
+            feed.subscribe(Position::default(), Scope::Whole).unwrap_err(),
+            WatchError::NotFounded
+        );
         feed.publish(position(3), put("a"));
 
-        let mut subscriber = feed.subscribe(Position::default()).unwrap();
+        let mut subscriber = feed.subscribe(Position::default(), Scope::Whole).unwrap();
         let WatchEvent::Snapshot(view) = subscriber.next().await.unwrap() else {
             panic!("the first event is a snapshot");
         };
@@ -240,20 +281,60 @@ mod tests {
         assert_eq!(subscriber.next().await, Ok(WatchEvent::Bookmark(ViewIndex(7))));
     }
 
+    fn put_tenant() -> ViewOp {
+        let (name, limits, cache) = ("t".into(), TenantLimits::default(), CachePolicy::Off);
+        ViewOp::PutTenant(Tenant { name, limits, priority: 0, cache })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_may_use_the_cluster_is_left_out_for_others_and_no_index_is_lost() {
+        let feed = Feed::new();
+        feed.vouch(true);
+        feed.publish(position(3), vec![put_tenant()]);
+        let (whole, part) = (Scope::Whole, Scope::WithoutAccess);
+        for (scope, tenants) in [(whole, 1), (part, 0)] {
+            let mut subscriber = feed.subscribe(Position::default(), scope).unwrap();
+            let Ok(WatchEvent::Snapshot(view)) = subscriber.next().await else {
+                panic!("the first event is a snapshot");
+            };
+            assert_eq!((view.index, view.tenants.len()), (ViewIndex(3), tenants));
+        }
+
+        let mut subscriber = feed.subscribe(position(3), part).unwrap();
+        feed.publish(position(4), vec![put_tenant()]);
+        feed.publish(position(5), [put("a"), vec![put_tenant()]].concat());
+        feed.publish(position(6), vec![ViewOp::RemoveTenant("t".into())]);
+        assert_eq!(subscriber.next().await, Ok(delta(5, "a")), "nothing is said of 4");
+        assert_eq!(subscriber.next().await, Ok(WatchEvent::Bookmark(ViewIndex(6))));
+        // From where the bookmark left it, and from before what it was not shown.
+        feed.publish(position(7), put("b"));
+        for after in [3, 4, 5, 6] {
+            let mut resumed = feed.subscribe(position(after), part).unwrap();
+            if after < 5 {
+                assert_eq!(resumed.next().await, Ok(delta(5, "a")));
+            }
+            assert_eq!(resumed.next().await, Ok(delta(7, "b")), "after {after}");
+        }
+        let mut resumed = feed.subscribe(position(5), whole).unwrap();
+        let removed =
+            ViewDelta { index: ViewIndex(6), ops: vec![ViewOp::RemoveTenant("t".into())] };
+        assert_eq!(resumed.next().await, Ok(WatchEvent::Delta(removed)));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_node_that_does_not_hear_its_group_shows_what_it_has_and_vouches_for_nothing() {
         let feed = Feed::new();
         feed.publish(position(3), put("a"));
-        let mut subscriber = feed.subscribe(Position::default()).unwrap();
+        let mut subscriber = feed.subscribe(Position::default(), Scope::Whole).unwrap();
         assert!(matches!(subscriber.next().await, Ok(WatchEvent::Snapshot(_))));
         let silent = timeout_at(Instant::now() + BOOKMARK_EVERY * 5, subscriber.next());
         assert!(silent.await.is_err(), "a bookmark from a node that does not know");
-        let refused = feed.subscribe(position(3)).unwrap_err();
+        let refused = feed.subscribe(position(3), Scope::Whole).unwrap_err();
         assert_eq!(refused, WatchError::CutOff { after: ViewIndex(3) });
 
         feed.vouch(true);
         assert_eq!(subscriber.next().await, Ok(WatchEvent::Bookmark(ViewIndex(3))));
-        assert!(feed.subscribe(position(3)).is_ok());
+        assert!(feed.subscribe(position(3), Scope::Whole).is_ok());
     }
 
     #[tokio::test(start_paused = true)]
@@ -261,7 +342,7 @@ mod tests {
         let feed = Feed::new();
         feed.vouch(true);
         feed.publish(position(3), put("a"));
-        let mut subscriber = feed.subscribe(position(3)).unwrap();
+        let mut subscriber = feed.subscribe(position(3), Scope::Whole).unwrap();
         let restored =
             ClusterView { lineage: Lineage(8), index: ViewIndex(1), ..ClusterView::default() };
         feed.reset(restored.clone());
@@ -273,12 +354,12 @@ mod tests {
         let feed = Feed::new();
         feed.vouch(true);
         feed.publish(position(1), put("a"));
-        let mut subscriber = feed.subscribe(position(1)).unwrap();
+        let mut subscriber = feed.subscribe(position(1), Scope::Whole).unwrap();
         for index in 2..=u64::try_from(history::DELTAS_MAX).unwrap() + 2 {
             feed.publish(position(index), put("b"));
         }
         assert_eq!(subscriber.next().await, Err(WatchError::TooSlow));
-        let mut resumed = feed.subscribe(position(1)).unwrap();
+        let mut resumed = feed.subscribe(position(1), Scope::Whole).unwrap();
         assert!(matches!(resumed.next().await, Ok(WatchEvent::Snapshot(_))));
     }
 }

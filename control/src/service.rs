@@ -20,7 +20,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use self::archive::BackupParts;
 use crate::command::{Command, validate};
-use crate::feed::{Feed, Position, Subscriber, WatchError};
+use crate::feed::{Feed, Position, Scope, Subscriber, WatchError};
 use crate::forward::Forwarder;
 use crate::identity::Identity;
 use crate::leader::Leadership;
@@ -108,9 +108,14 @@ impl pb::control_server::Control for ControlService {
         &self,
         request: Request<pb::WatchRequest>,
     ) -> Result<Response<WatchEvents>, Status> {
-        let pb::WatchRequest { lineage, after_index } = request.into_inner();
+        let scope = match request.get_ref().role() {
+            pb::Role::Router => Scope::Whole,
+            pb::Role::Worker | pb::Role::Unspecified => Scope::WithoutAccess,
+        };
+        let pb::WatchRequest { lineage, after_index, role: _ } = request.into_inner();
         let after = Position { lineage: Lineage(lineage), index: ViewIndex(after_index) };
-        let subscriber = self.feed.subscribe(after).map_err(|error| to_status(&error.into()))?;
+        let subscriber = self.feed.subscribe(after, scope);
+        let subscriber = subscriber.map_err(|error| to_status(&error.into()))?;
         let drain = self.drain.clone();
         let until_drained = async move { drain.reached(Phase::Draining).await };
         // An open watch must not hold up a shutdown.

@@ -68,7 +68,7 @@ async fn reaches(watch: &ViewWatch, expected: &ClusterView) {
 async fn a_node_that_lags_or_refuses_is_left_for_one_that_does_not() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("view.json");
-    file::save(&path, &view(2, 10), SystemTime::now()).unwrap();
+    file::save(&path, &view(2, 10), (SystemTime::now(), false)).unwrap();
     let (lagging, lagging_asked) = node(Some(view(2, 9))).await;
     let (older, _) = node(Some(view(1, 99))).await;
     let (refusing, _) = node(None).await;
@@ -89,7 +89,7 @@ async fn without_any_node_the_view_and_its_age_come_from_the_file() {
     reaches(&watch, &view(2, 10)).await;
     assert!(watch.staleness() < PATIENCE);
     let saved = async {
-        while file::load(&path).is_none() {
+        while file::load(&path, false).is_none() {
             sleep(SAVE_EVERY / 10).await;
         }
     };
@@ -101,7 +101,7 @@ async fn without_any_node_the_view_and_its_age_come_from_the_file() {
     let restarted = follow(&[nobody], Some(path.clone()));
     assert_eq!(**restarted.view().borrow(), view(2, 10));
     let hour = Duration::from_secs(3600);
-    file::save(&path, &view(2, 10), SystemTime::now() - hour).unwrap();
+    file::save(&path, &view(2, 10), (SystemTime::now() - hour, false)).unwrap();
     let restarted = follow(&[nobody], Some(path.clone()));
     assert!(restarted.staleness() >= hour);
     // A cluster that was restored from a backup is another history, whatever its index.

@@ -8,12 +8,14 @@ use phalanx_proto::view::{ApiKey, CachePolicy, KeyLimits, KeySecret, Scope, Tena
 use super::*;
 
 #[tokio::test]
-async fn a_key_reaches_every_view_as_something_that_only_verifies() {
+async fn a_key_reaches_routers_as_something_that_only_verifies_and_nobody_else() {
     let folder = folder();
     let node = Node::start(folder.path(), any_port(), LONG).await;
     let client = node.client();
-    let watched = ViewWatch::start(node.client(), None);
+    let watched = ViewWatch::start(node.client().as_router(), None);
     let mut view = watched.view();
+    let others = ViewWatch::start(node.client(), None);
+    let mut others_view = others.view();
     let pepper = Pepper::new(1, vec![7; PEPPER_BYTES_MIN]).unwrap();
     let text = ApiKeyText::generate("test", &[9; RANDOM_BYTES]).unwrap();
 
@@ -44,8 +46,15 @@ async fn a_key_reaches_every_view_as_something_that_only_verifies() {
 
     let fault = client.submit("c", 3, Change::RemoveTenant("t".into())).await.unwrap_err();
     assert_eq!(fault.code, FaultCode::InvalidRequest, "{fault}");
-    client.submit("c", 4, Change::RevokeKey(text.id())).await.unwrap();
+    let revoked_at = client.submit("c", 4, Change::RevokeKey(text.id())).await.unwrap();
     let revoked = seen(&mut view, |view| view.keys[&text.id()].revoked).await;
     assert_eq!(revoked.keys[&text.id()].live_secrets(1).count(), 0);
+
+    // Whoever does not say that it is a router hears of the index, and of nobody's keys.
+    let shown = seen(&mut others_view, |view| view.index >= revoked_at).await;
+    assert!(shown.keys.is_empty() && shown.tenants.is_empty());
+    let late = ViewWatch::start(node.client(), None);
+    let shown = seen(&mut late.view(), |view| view.index >= revoked_at).await;
+    assert!(shown.keys.is_empty() && shown.tenants.is_empty());
     node.stop().await;
 }
