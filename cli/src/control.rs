@@ -52,7 +52,6 @@ pub(crate) async fn run(resolved: &Resolved) -> Result<(), Failure> {
         return Ok(());
     };
     let url = format!("http://{address}");
-    tracing::info!(%url, data_dir, "control node listens");
     let readiness = Arc::new(move || readiness.check());
     let metrics_url =
         serve_metrics::start((&mut roles, Role::Control), resolved, metrics, readiness).await?;
@@ -78,6 +77,7 @@ pub(crate) async fn start(
     metrics: &Metrics,
 ) -> Result<Option<(SocketAddr, ControlReadiness)>, Failure> {
     config.validate().map_err(|error| Failure::usage(error.to_string()))?;
+    let (node_id, data_dir) = (config.node_id, config.data_dir.display().to_string());
     let drain = roles.drain(Role::Control);
     let bind = async {
         Control::bind(config, metrics, drain).await.map_err(|error| {
@@ -86,6 +86,7 @@ pub(crate) async fn start(
     };
     let Some(control) = roles.during(bind).await? else { return Ok(None) };
     let started = (control.local_addr(), control.readiness());
+    tracing::info!(%node_id, url = format!("http://{}", started.0), data_dir, "control node listens");
     roles.start(Role::Control, async move { control.run().await.map_err(|error| chain(&error)) });
     Ok(Some(started))
 }

@@ -19,7 +19,7 @@ use tower::{Service as _, service_fn};
 use crate::entrance::GREETING;
 use crate::peers::Line;
 use crate::store::writer::{self, WriteQueue, WriterThread};
-use crate::store::{LogStore as _, RedbStore, StoreError, StoredLog};
+use crate::store::{LOG_FILE, LogStore as _, RedbStore, StoreError, StoredLog};
 
 /// Raft needs little: one thread runs its core, one its replication and snapshots.
 const RAFT_THREADS: usize = 2;
@@ -70,8 +70,9 @@ impl Host for ThisMachine {
     }
 
     fn open_log(&self, folder: &Path, node: NodeId) -> Result<OpenedLog, StoreError> {
-        let mut store = RedbStore::open(folder, node)?;
-        let stored = store.load()?;
+        let in_log = |error: StoreError| error.in_file(&folder.join(LOG_FILE));
+        let mut store = RedbStore::open(folder, node).map_err(in_log)?;
+        let stored = store.load().map_err(in_log)?;
         let (queue, writer) = writer::start(store)?;
         Ok(OpenedLog { stored, queue, writer: Some(writer) })
     }

@@ -157,8 +157,7 @@ impl Control {
     /// # Errors
     /// [`RunError`] when Raft, its disk or the server failed; the process should then end.
     pub async fn run(self) -> Result<(), RunError> {
-        let Self { listener, local_addr, node } = self;
-        tracing::info!(node_id = node.service.node_id, address = %local_addr, "control node listens");
+        let Self { listener, local_addr: _, node } = self;
         let listener = {
             let _raft = node.runtime().enter();
             TcpListener::from_std(listener).map_err(|error| RunError::Serve(error.to_string()))?

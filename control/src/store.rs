@@ -21,7 +21,7 @@ pub(crate) use phalanx_chassis::error_chain::chain;
 use phalanx_chassis::whole_file::FileError;
 
 use self::record::{EntryRecord, LogPosition, VoteRecord};
-pub(crate) use self::redb::RedbStore;
+pub(crate) use self::redb::{FILE_NAME as LOG_FILE, RedbStore};
 
 /// A durable log. Writes happen in the order given, all of them or none.
 pub(crate) trait LogStore: Send + 'static {
@@ -68,6 +68,17 @@ pub(crate) enum StoreError {
     TooLarge { what: &'static str, bytes_max: u64 },
     #[error("{what} is damaged: {reason}")]
     Damaged { what: &'static str, reason: String },
+    /// A file that can be read by another build, or once whatever hinders it is gone.
+    #[error("{}", path.display())]
+    At { path: PathBuf, source: Box<Self> },
+    /// A file without which the node cannot go on.
+    #[error(
+        "{}: {problem}. This node cannot go on from its data directory. While others of its group lead: \
+         phalanx cluster remove this node, then add a new one with an empty data directory. If none is left: \
+         phalanx cluster restore a backup at a node with an empty data directory",
+        path.display()
+    )]
+    Lost { path: PathBuf, problem: String },
     #[error("writing was interrupted: {reason}")]
     Interrupted { reason: String },
     #[error(transparent)]
@@ -76,6 +87,34 @@ pub(crate) enum StoreError {
     Log(#[source] Box<::redb::Error>),
     #[error("log store failed before: {first}")]
     Latched { first: String },
+}
+
+// === impl StoreError ===
+
+impl StoreError {
+    /// As the fault of the file at `path`: which one it is, and what to do if it is lost.
+    pub(crate) fn in_file(self, path: &Path) -> Self {
+        let path = path.to_owned();
+        match self {
+            damaged @ Self::Damaged { .. } => Self::Lost { path, problem: damaged.to_string() },
+            Self::Log(error) if is_damage(&error) => {
+                Self::Lost { path, problem: format!("log is damaged: {}", chain(&*error)) }
+            }
+            other @ (Self::Version { .. } | Self::TooLarge { .. } | Self::Log(_)) => {
+                Self::At { path, source: Box::new(other) }
+            }
+            other => other,
+        }
+    }
+}
+
+/// Whether the log's file is there and holds something else.
+fn is_damage(error: &::redb::Error) -> bool {
+    match error {
+        ::redb::Error::Corrupted(_) => true,
+        ::redb::Error::Io(error) => error.kind() == io::ErrorKind::InvalidData,
+        _ => false,
+    }
 }
 
 impl From<StoreError> for io::Error {

@@ -1,6 +1,7 @@
 //! Whole nodes on loopback, called as workers and routers call them.
 
 mod backup;
+mod damaged;
 mod disk;
 mod golden;
 mod group;

@@ -317,6 +317,7 @@ fn open(options: &ConsensusOptions) -> Result<Opened, StoreError> {
     whole_file::create_folder(data_dir)?;
     let OpenedLog { stored, queue, writer } = host.open_log(data_dir, *node_id)?;
     let folder = SnapshotFolder::open(data_dir.join("snapshots"))?;
+    folder.check_reaches(stored.purged)?;
     let configured = peers.keys().copied().collect();
     let file = IdentityFile::new(data_dir);
     let identity = Identity::open(file, *node_id, configured, Arc::clone(host))?;

@@ -34,7 +34,10 @@ impl IdentityFile {
     /// The cluster's id; none when the directory belongs to no cluster yet.
     pub(crate) fn read(&self) -> Result<Option<String>, StoreError> {
         match std::fs::read(&self.path) {
-            Ok(bytes) => decode::<IdentityRecord>(WHAT, &bytes).map(|it| Some(it.cluster_id)),
+            Ok(bytes) => {
+                let record = decode::<IdentityRecord>(WHAT, &bytes);
+                record.map(|it| Some(it.cluster_id)).map_err(|error| error.in_file(&self.path))
+            }
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(file_error("read", &self.path, error)),
         }

@@ -19,7 +19,7 @@ const VOTE: &str = "vote";
 const COMMITTED: &str = "committed";
 const PURGED: &str = "purged";
 
-const FILE_NAME: &str = "log.redb";
+pub(crate) const FILE_NAME: &str = "log.redb";
 
 /// Pages that redb may hold in memory. The log is read once, at start; writes touch the newest pages alone.
 const CACHE_BYTES_MAX: usize = 4 << 20;

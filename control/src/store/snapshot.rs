@@ -80,10 +80,32 @@ impl SnapshotFolder {
                 Err(error @ StoreError::Damaged { .. }) => {
                     tracing::warn!(path = %file.display(), %error, "passing over a snapshot");
                 }
-                Err(error) => return Err(error),
+                Err(error) => return Err(error.in_file(&file)),
             }
         }
         Ok(None)
+    }
+
+    /// Refuses to start where nothing whole leads up to the log, whose entries up to `purged` were dropped.
+    pub(crate) fn check_reaches(&self, purged: Option<LogPosition>) -> Result<(), StoreError> {
+        let Some(purged) = purged else { return Ok(()) };
+        let mut damaged = None;
+        for file in self.files(WHAT)? {
+            match read(&file) {
+                Ok(Snapshot { header, .. }) if header.last >= Some(purged) => return Ok(()),
+                Ok(_earlier) => {}
+                Err(error @ StoreError::Damaged { .. }) => {
+                    damaged.get_or_insert((file, error));
+                }
+                Err(error) => return Err(error.in_file(&file)),
+            }
+        }
+        let begins = format!("the log begins after entry {}", purged.index);
+        let (path, problem) = match damaged {
+            Some((file, error)) => (file, format!("{error}, and {begins}")),
+            None => (self.path.clone(), format!("no snapshot is there, and {begins}")),
+        };
+        Err(StoreError::Lost { path, problem })
     }
 
     /// Files with `extension`, the latest first.
@@ -116,6 +138,7 @@ fn read(path: &Path) -> Result<Snapshot, StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::chain;
 
     pub(super) fn snapshot(index: u64) -> Snapshot {
         let header = SnapshotHeader {
@@ -168,6 +191,30 @@ mod tests {
     }
 
     #[test]
+    fn a_log_that_no_whole_snapshot_leads_up_to_stops_the_start() {
+        let (_temporary, folder) = folder();
+        let purged = |index| Some(LogPosition { term: 1, index });
+        assert!(folder.check_reaches(None).is_ok());
+        let refusal = folder.check_reaches(purged(1)).unwrap_err().to_string();
+        assert!(
+            refusal.contains("no snapshot is there, and the log begins after entry 1"),
+            "{refusal}"
+        );
+        folder.write(&snapshot(1)).unwrap();
+        folder.write(&snapshot(2)).unwrap();
+        assert!(folder.check_reaches(purged(2)).is_ok());
+        let path = folder.path.join(file_name(purged(2)));
+        fs::write(&path, b"damaged").unwrap();
+        assert!(folder.check_reaches(purged(1)).is_ok(), "the one before it will do");
+        let refusal = folder.check_reaches(purged(2)).unwrap_err().to_string();
+        assert!(refusal.starts_with(&path.display().to_string()), "{refusal}");
+        assert!(
+            refusal.contains("is damaged: it has only 7 bytes, and the log begins"),
+            "{refusal}"
+        );
+    }
+
+    #[test]
     fn a_snapshot_of_a_later_version_or_too_large_stops_the_start() {
         let (_temporary, folder) = folder();
         folder.write(&snapshot(1)).unwrap();
@@ -175,12 +222,12 @@ mod tests {
         let mut bytes = fs::read(&path).unwrap();
         bytes[8] = 3;
         fs::write(&path, &bytes).unwrap();
-        let refusal = folder.latest().unwrap_err().to_string();
-        assert_eq!(refusal, "snapshot is of format version 3, this build reads up to 2");
+        let refusal = || chain(&folder.latest().unwrap_err());
+        let named = |problem: &str| format!("{}: {problem}", path.display());
+        assert_eq!(refusal(), named("snapshot is of format version 3, this build reads up to 2"));
         // Only the length is looked at: nothing of it is read.
         fs::File::create(&path).unwrap().set_len(FILE_BYTES_MAX + 1).unwrap();
-        let refusal = folder.latest().unwrap_err().to_string();
-        assert_eq!(refusal, "snapshot is over 69206016 bytes, the most that is taken");
+        assert_eq!(refusal(), named("snapshot is over 69206016 bytes, the most that is taken"));
     }
 
     #[test]

@@ -110,7 +110,7 @@ fn header() -> SnapshotHeader {
 }
 
 /// Writes the history as this build does.
-fn write(folder: &Path) {
+pub(super) fn write(folder: &Path) {
     let mut state = State::default();
     for entry in entries().iter().take_while(|entry| entry.at.index <= SNAPSHOT_AT) {
         let index = ViewIndex(entry.at.index);
