@@ -156,6 +156,7 @@ impl Gateway {
                 metadata: metadata.clone(),
                 draw,
                 excluded: Vec::new(),
+                resume: None,
             };
             async move {
                 let Reply::Tokens(stream) = service.ready().await?.call(call).await?;

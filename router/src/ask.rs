@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use phalanx_proto::fault::Fault;
-use phalanx_proto::generate::{Generate, Input};
-use phalanx_proto::id::{MemberId, ModelName};
+use phalanx_proto::generate::{ChoiceProgress, Generate, Input, Stopping};
+use phalanx_proto::id::{MemberId, ModelName, Revision};
 
 use crate::dispatch::cost::Work;
 use crate::engine::native::CallMetadata;
@@ -43,6 +43,20 @@ pub(crate) struct Call {
     pub(crate) draw: u64,
     /// Engines that failed this call already.
     pub(crate) excluded: Vec<MemberId>,
+    /// What it goes on with, if another engine began to answer.
+    pub(crate) resume: Option<Arc<Resume>>,
+}
+
+/// An answer that a native worker began, for another one to go on with.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Resume {
+    /// Who answers: an alias is not resolved twice, and only the same revision goes on with the same tokens.
+    pub(crate) model: ModelName,
+    pub(crate) revision: Option<Revision>,
+    /// What the client has of each choice.
+    pub(crate) progress: Vec<ChoiceProgress>,
+    /// How long the answer would have become at most: what the first worker's context left.
+    pub(crate) tokens_max: u32,
 }
 
 // === impl Ask ===
@@ -55,6 +69,40 @@ impl Ask {
             work: predicted_work(&generate),
             native: Ok(Arc::new(generate)),
         }
+    }
+}
+
+// === impl Call ===
+
+impl Call {
+    /// What is left of the work: a worker that goes on computes the tokens so far as it does the prompt.
+    pub(crate) fn work(&self) -> Work {
+        let Work { prefill_tokens, decode_tokens } = self.ask.work;
+        let done = self.resume.as_ref().map_or(0, |resume| resume.tokens());
+        Work {
+            prefill_tokens: prefill_tokens + done,
+            decode_tokens: decode_tokens.saturating_sub(done),
+        }
+    }
+}
+
+// === impl Resume ===
+
+impl Resume {
+    /// `generate`, as it is asked of the worker that goes on.
+    pub(crate) fn of(&self, generate: &Generate) -> Generate {
+        let tokens_max = generate.stopping.max_tokens.unwrap_or(self.tokens_max);
+        let stopping = Stopping {
+            max_tokens: Some(tokens_max),
+            min_tokens: generate.stopping.min_tokens.min(tokens_max),
+            ..generate.stopping.clone()
+        };
+        Generate { stopping, resume: self.progress.clone(), ..generate.clone() }
+    }
+
+    /// Tokens that the client has, of all choices.
+    fn tokens(&self) -> u64 {
+        self.progress.iter().map(|choice| choice.token_ids.len() as u64).sum()
     }
 }
 

@@ -24,10 +24,11 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use futures::future::BoxFuture;
+use phalanx_proto::fault::Fault;
 use phalanx_proto::generate::Generate;
 use phalanx_proto::id::{MemberId, ModelName};
 use phalanx_proto::pb;
@@ -45,7 +46,11 @@ use crate::error::{Progress, RouterError};
 use crate::meter::Meter;
 use crate::metrics::RouterMetrics;
 use crate::reply::{Placement, Reply};
-use crate::stream::TokenStream;
+use crate::stream::{Leg, TokenStream};
+
+/// How often a request that waits for a silent engine looks for another: soon enough for a client, and no load
+/// when thousands wait.
+pub(crate) const LOOK_AROUND_EVERY: Duration = Duration::from_millis(250);
 
 /// The service: [`Call`] to [`Reply`].
 #[derive(Clone, Debug)]
@@ -102,6 +107,14 @@ impl Dispatch {
             .ok_or_else(|| RouterError::NoWorker { model: name.clone() })
     }
 
+    /// Whether an engine that is well, and none of `excluded`, could take `call`.
+    pub(crate) fn has_other(&self, call: &Call, excluded: &[MemberId]) -> bool {
+        let fleet = self.fleet.load();
+        let route = route_of(&fleet, call, excluded);
+        let candidates = route.map(|route| route.candidates(excluded, Instant::now()));
+        candidates.is_some_and(|others| others.engines.iter().any(|other| other.is_heard()))
+    }
+
     fn choose_on(&self, route: Route<'_>, work: Work, excluded: &[MemberId]) -> Option<Choice> {
         let rotation = self.rotation.fetch_add(1, Ordering::Relaxed);
         let Candidates { engines, admission } = route.candidates(excluded, Instant::now());
@@ -114,14 +127,19 @@ impl Dispatch {
     /// Puts `call` on the books of the engine that answers it soonest.
     ///
     /// # Errors
-    /// Why no engine can take it. An attempt after the first is not made when it is unlikely to be in time.
+    /// Why no engine can take it. An attempt after the first is not made when it is unlikely to be in time, unless it
+    /// is for the rest of an answer.
     pub(crate) fn assign(&self, call: &Call) -> Result<Assignment, RouterError> {
+        let fleet = self.fleet.load();
+        let name = &call.ask.model;
         let mut excluded = Cow::from(&call.excluded);
         loop {
-            let choice = self.choose(&call.ask.model, call.draw, call.ask.work, &excluded)?;
+            let route = route_of(&fleet, call, &excluded).ok_or_else(|| fleet.unknown(name))?;
+            let choice = self.choose_on(route, call.work(), &excluded);
+            let choice = choice.ok_or_else(|| RouterError::NoWorker { model: name.clone() })?;
             let id = choice.engine.id();
             if let Some(assignment) = Assignment::new(choice, call)? {
-                if !call.excluded.is_empty() {
+                if !call.excluded.is_empty() && call.resume.is_none() {
                     assignment.can_be_in_time(call.deadline)?;
                 }
                 return Ok(assignment);
@@ -154,18 +172,42 @@ impl Dispatch {
             metrics.overhead.observe(received.elapsed().as_secs_f64());
         }
         let Sending::Native { worker, message } = sending;
+        let deserted = self.deserted(&engine, call);
         Box::pin(async move {
             let sent = Instant::now();
             let alone = credit.is_only_prefill();
-            let (first, source) =
-                native::generate(&worker, *message, metadata).await.map_err(|fault| {
-                    trial.failed(&fault);
-                    let worker = engine.identity.clone();
-                    RouterError::Worker { worker, progress: Progress::NotStarted, fault }
-                })?;
+            let begun = tokio::select! {
+                biased;
+                begun = native::generate(&worker, *message, metadata) => begun,
+                fault = deserted => Err(fault),
+            };
+            let (first, source) = begun.map_err(|fault| {
+                trial.failed(&fault);
+                let worker = engine.identity.clone();
+                RouterError::Worker { worker, progress: Progress::NotStarted, fault }
+            })?;
             let meter = Meter::new(engine, credit, trial, metrics).timed(received, sent, alone);
-            Ok(Reply::Tokens(TokenStream::new(first, source, placement, meter)))
+            Ok(Reply::Tokens(TokenStream::new(Leg::new(first, source, placement, meter))))
         })
+    }
+
+    /// Resolves when `call` should wait for `engine` no longer: that stopped or hangs, and another one is well.
+    fn deserted(
+        &self,
+        engine: &Arc<Engine>,
+        call: &Call,
+    ) -> impl Future<Output = Fault> + Send + use<> {
+        let (dispatch, engine, call) = (self.clone(), Arc::clone(engine), call.clone());
+        async move {
+            let excluded = [&call.excluded[..], &[engine.id()]].concat();
+            loop {
+                let condition = engine.failing().await;
+                if dispatch.has_other(&call, &excluded) {
+                    return condition.fault();
+                }
+                tokio::time::sleep(LOOK_AROUND_EVERY).await;
+            }
+        }
     }
 }
 
@@ -178,25 +220,28 @@ impl Assignment {
     /// Why the request cannot be put in the form that the engine takes.
     fn new(choice: Choice, call: &Call) -> Result<Option<Self>, RouterError> {
         let Choice { engine, model, admission } = choice;
-        let ask = &call.ask;
+        let work = call.work();
         let sending = match &engine.kind {
             Kind::Native(worker) => {
-                let generate = ask.native.as_ref().map_err(Clone::clone)?;
-                let generate = Generate { model: model.clone(), ..Generate::clone(generate) };
+                let generate = call.ask.native.as_ref().map_err(Clone::clone)?;
+                let generate = match &call.resume {
+                    Some(resume) => resume.of(generate),
+                    None => Generate::clone(generate),
+                };
+                let generate = Generate { model: model.clone(), ..generate };
                 let message = Box::new(generate.into_wire(worker.epoch));
                 Sending::Native { worker: Arc::clone(worker), message }
             }
         };
         // What the engine computes before the first event: what it has in hand, and this.
-        let ahead =
-            engine.offer().outstanding.prefill_tokens.saturating_add(ask.work.prefill_tokens);
+        let ahead = engine.offer().outstanding.prefill_tokens.saturating_add(work.prefill_tokens);
         let served = engine.model_index(&model).unwrap_or(0);
         let class = WorkClass::of(ahead);
         let Some(trial) = Trial::begin(&engine.health, served, class, call.deadline, admission)
         else {
             return Ok(None);
         };
-        let credit = engine.take_credit(ask.work);
+        let credit = engine.take_credit(work);
         let revision = engine.revision(&model).cloned();
         let placement = Placement { worker: engine.identity.clone(), model, revision };
         Ok(Some(Self { engine, trial, credit, sending, placement }))
@@ -211,6 +256,14 @@ impl Assignment {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// Where `call` goes but for the engines in `excluded`. None: nobody knows the name.
+fn route_of<'a>(fleet: &'a Fleet, call: &'a Call, excluded: &[MemberId]) -> Option<Route<'a>> {
+    match &call.resume {
+        Some(resume) => Some(fleet.route_on(&resume.model, resume.revision.as_ref())),
+        None => fleet.route(&call.ask.model, call.draw, excluded),
     }
 }
 

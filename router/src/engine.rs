@@ -11,12 +11,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use phalanx_proto::id::{MemberId, ModelName, Revision};
 use phalanx_proto::pb;
 use phalanx_proto::view::{Member, ServedModel};
 
-use self::hearing::WakingClock;
+use self::hearing::{Condition, WakingClock};
 use self::native::Native;
 use crate::ask::ANSWER_TOKENS_EXPECTED;
 use crate::dispatch::cost::{Estimate, Offer, Work};
@@ -111,16 +112,28 @@ impl Engine {
         !self.load.draining.load(Ordering::Relaxed) && native.is_connected()
     }
 
-    /// Up, and reporting as it should.
+    /// Up, reporting as it should, and not known to hang.
     pub(crate) fn is_heard(&self) -> bool {
         let Kind::Native(native) = &self.kind;
-        self.is_up() && !native.is_silent()
+        self.is_up() && !native.hearing.is_silent() && !native.hearing.is_stuck()
     }
 
-    /// Whether it fell silent (true) or was heard again (false) since this was last asked.
-    pub(crate) fn note_silence(&self) -> Option<bool> {
+    /// Notes the condition that it is in; the news, if that changed since the last time.
+    pub(crate) fn note_condition(&self) -> Option<Condition> {
         let Kind::Native(native) = &self.kind;
-        native.note_silence(self.is_up() && native.is_silent())
+        native.note(self.requests() > 0)
+    }
+
+    /// Resolves once it is not well: what it has in hand is better off elsewhere.
+    pub(crate) fn failing(&self) -> BoxFuture<'static, Condition> {
+        let Kind::Native(native) = &self.kind;
+        Box::pin(native.failing())
+    }
+
+    /// Takes a sign that it computes.
+    pub(crate) fn stepped(&self) {
+        let Kind::Native(native) = &self.kind;
+        native.hearing.stepped();
     }
 
     /// The revision it serves of `model`, if it does.
@@ -133,14 +146,24 @@ impl Engine {
         self.models.iter().position(|served| served.name == *model)
     }
 
+    /// The longest prompt and answer together that it takes for `model`.
+    pub(crate) fn context_tokens_max(&self, model: &ModelName) -> u32 {
+        let served = self.models.iter().find(|served| served.name == *model);
+        served.map_or(0, |served| served.context_tokens_max)
+    }
+
     /// Takes its report of itself.
     pub(crate) fn report(&self, load: &pb::Load) {
         let Kind::Native(native) = &self.kind;
-        native.heard();
+        native.hearing.heard();
         self.load.draining.store(load.draining, Ordering::Relaxed);
         let sequences = load.running.saturating_add(load.waiting);
-        self.load.sequences.store(sequences, Ordering::Relaxed);
-        self.load.prefill_backlog_tokens.store(load.prefill_backlog_tokens, Ordering::Relaxed);
+        let backlog = load.prefill_backlog_tokens;
+        let sequences_before = self.load.sequences.swap(sequences, Ordering::Relaxed);
+        let backlog_before = self.load.prefill_backlog_tokens.swap(backlog, Ordering::Relaxed);
+        if (sequences, backlog) != (sequences_before, backlog_before) {
+            native.hearing.stepped();
+        }
     }
 
     /// What dispatch compares.
@@ -160,6 +183,10 @@ impl Engine {
 
     /// Sends `work` its way, as far as the books are concerned.
     pub(crate) fn take_credit(&self, work: Work) -> CreditGuard {
+        let Kind::Native(native) = &self.kind;
+        if self.credit.requests() == 0 {
+            native.hearing.begun();
+        }
         CreditGuard::take(Arc::clone(&self.credit), work)
     }
 

@@ -92,6 +92,18 @@ impl RouterError {
         }
     }
 
+    /// The worker that broke off its answer, if another one might go on with it.
+    pub(crate) fn lost_worker(&self) -> Option<MemberId> {
+        match self {
+            Self::Worker { worker, progress: Progress::Started, fault }
+                if fault.code.is_retryable_elsewhere() =>
+            {
+                Some(worker.id)
+            }
+            _ => None,
+        }
+    }
+
     /// What the envelope calls it.
     pub(crate) fn code(&self) -> Option<&'static str> {
         self.verdict().code

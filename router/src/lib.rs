@@ -6,7 +6,7 @@
 //!                          stack.rs puts both together     view ──► fleet ◄── engine/link ◄── events
 //! ```
 //! Reading order: `stack` (both stacks), `server` (listens, drains), `api` (one endpoint a file), then the generate
-//! stack: what goes down it (`ask`), then from the outside `deadline`, `shadow`, `retry` (and `hedge`), `dispatch` (chooses), `engine`
+//! stack: what goes down it (`ask`), then from the outside `deadline`, `shadow`, `migrate`, `retry` (and `hedge`), `dispatch` (chooses), `engine`
 //! (calls), and what comes back (`reply`, `stream`, `meter`). `error` is the only map to HTTP; `record` keeps the books on each request.
 //!
 //! Deliberately absent: a tokenizer, the engine, and anything that must survive a restart.
@@ -28,6 +28,7 @@ mod dispatch;
 mod engine;
 mod hedge;
 mod meter;
+mod migrate;
 mod reply;
 mod retry;
 mod shadow;

@@ -57,8 +57,19 @@ impl Meter {
         self
     }
 
+    pub(crate) const fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    /// The same, for a stream whose client has tokens already.
+    pub(crate) const fn resumed(mut self, has_tokens: bool) -> Self {
+        self.first_token_seen = has_tokens;
+        self
+    }
+
     /// Learns from `event`, which arrived at `now`.
     pub(crate) fn observe(&mut self, event: &Event, now: Instant) {
+        self.engine.stepped();
         self.trial.event(now);
         match event {
             Event::Started { prompt_tokens, cached_tokens, .. } => {
@@ -73,9 +84,7 @@ impl Meter {
             Event::Finished { .. } => {}
             Event::Usage(usage) => {
                 self.trial.answered();
-                self.metrics.prompt_tokens.inc_by(usage.prompt_tokens.into());
-                self.metrics.cached_tokens.inc_by(usage.cached_tokens.into());
-                self.metrics.generated_tokens.inc_by(usage.completion_tokens.into());
+                self.metrics.count_tokens(usage);
             }
         }
     }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use phalanx_chassis::metrics::Metrics;
+use phalanx_proto::generate::Usage;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::MetricType;
@@ -57,6 +58,8 @@ pub(crate) struct RouterMetrics {
     pub(crate) retries: Counter,
     pub(crate) retries_refused: Counter,
     pub(crate) hedges: Family<HedgeLabels, Counter>,
+    pub(crate) migrations: Counter,
+    pub(crate) migration_gap: Histogram,
     pub(crate) shadows: Family<ShadowLabels, Counter>,
     pub(crate) inflight: Gauge,
 }
@@ -90,6 +93,8 @@ impl RouterMetrics {
             retries: Counter::default(),
             retries_refused: Counter::default(),
             hedges: Family::default(),
+            migrations: Counter::default(),
+            migration_gap: Histogram::new(exponential_buckets(0.001, 2.0, 17)),
             shadows: Family::default(),
             inflight: Gauge::default(),
         };
@@ -109,6 +114,11 @@ impl RouterMetrics {
                 "From a request's body to its first token",
                 all.first_token,
             );
+            seconds(
+                "migration_gap",
+                "From a stream's last event of one worker to its first of another",
+                all.migration_gap,
+            );
             seconds("inter_token", "Between tokens of one choice", all.inter_token);
             seconds("router_overhead", "From a request's body to its dispatch", all.overhead);
             registry.register("prompt_tokens", "Tokens of prompts", all.prompt_tokens);
@@ -119,6 +129,7 @@ impl RouterMetrics {
             );
             registry.register("generated_tokens", "Tokens generated", all.generated_tokens);
             registry.register("retries", "Attempts after the first, before any token", all.retries);
+            registry.register("migrations", "Streams gone on at another worker", all.migrations);
             registry.register(
                 "retries_refused",
                 "Attempts that were not made because the budget was spent",
@@ -138,6 +149,13 @@ impl RouterMetrics {
             registry.register_collector(Box::new(FleetGauges(fleet)));
         });
         created
+    }
+
+    /// Counts the tokens of a request that was answered.
+    pub(crate) fn count_tokens(&self, usage: &Usage) {
+        self.prompt_tokens.inc_by(usage.prompt_tokens.into());
+        self.cached_tokens.inc_by(usage.cached_tokens.into());
+        self.generated_tokens.inc_by(usage.completion_tokens.into());
     }
 
     /// Counts one more request in progress until the guard is dropped.

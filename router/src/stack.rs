@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! HTTP stack        record ── admit ── routes ── api/* (wire types -> Ask)
-//! generate stack    deadline ── shadow ── retry ── dispatch ──► engine        (Call -> Reply)
+//! generate stack    deadline ── shadow ── migrate ── retry ── dispatch ──► engine        (Call -> Reply)
 //! ```
 
 use std::sync::Arc;
@@ -22,12 +22,13 @@ use crate::deadline::Deadline;
 use crate::dispatch::Dispatch;
 use crate::error::RouterError;
 use crate::metrics::RouterMetrics;
+use crate::migrate::Migrate;
 use crate::record::{InProgress, RecordedBody, RequestRecord, X_REQUEST_ID};
 use crate::retry::{Retry, RetryPolicy};
 use crate::shadow::Shadow;
 
 /// [`Call`](crate::ask::Call) to [`Reply`](crate::reply::Reply).
-pub(crate) type GenerateStack = Deadline<Shadow<Retry>>;
+pub(crate) type GenerateStack = Deadline<Shadow<Migrate<Retry>>>;
 
 /// The second stack, the innermost layer first.
 pub(crate) fn generate_stack(
@@ -39,8 +40,11 @@ pub(crate) fn generate_stack(
     // A worker that fails before its first event costs the client nothing: another one starts afresh. One that is
     // late may be raced by another (`hedge`).
     let retry = Retry::new(dispatch.clone(), policy, metrics.clone());
+    // A worker that fails after it costs the client nothing either: another one goes on. Outside the retries, as that
+    // one may fail to begin.
+    let migrate = Migrate::new(retry, dispatch.clone(), metrics.clone());
     // Outside the retries, so that each request is copied once, to the shadow of its alias.
-    let shadow = Shadow::new(retry, dispatch, metrics);
+    let shadow = Shadow::new(migrate, dispatch, metrics);
     // Outside the retries, so that they share one deadline; its timer then rides along in the stream.
     Deadline::new(shadow, drain)
 }

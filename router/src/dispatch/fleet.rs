@@ -121,6 +121,16 @@ impl Fleet {
         Some(Route { model: name, revision: None, engines })
     }
 
+    /// Where answers of `model` at `revision` go on.
+    pub(crate) fn route_on<'a>(
+        &'a self,
+        model: &'a ModelName,
+        revision: Option<&'a Revision>,
+    ) -> Route<'a> {
+        let engines = self.ready.get(model).map_or(&[][..], Vec::as_slice);
+        Route { model, revision, engines }
+    }
+
     /// Where copies of requests for `name` go, if it is an alias with a shadow.
     pub(crate) fn shadow(&self, name: &ModelName) -> Option<Route<'_>> {
         self.view.aliases.get(name)?.shadow.as_ref().map(|target| self.route_of(target))
@@ -150,11 +160,7 @@ impl Fleet {
     }
 
     fn route_of<'a>(&'a self, target: &'a AliasTarget) -> Route<'a> {
-        Route {
-            model: &target.model,
-            revision: target.revision.as_ref(),
-            engines: self.ready.get(&target.model).map_or(&[][..], Vec::as_slice),
-        }
+        self.route_on(&target.model, target.revision.as_ref())
     }
 
     /// Whether clients may name it, served now or not.

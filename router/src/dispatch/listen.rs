@@ -1,5 +1,5 @@
-//! Moves the clock that silence is counted by, tells operators who fell silent and who is heard again, and compares
-//! the pace of engines.
+//! Moves the clock that silence is counted by, tells operators who fell silent or hangs and who is well again, and
+//! compares the pace of engines.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 
 use super::fleet::Fleet;
-use crate::engine::hearing::TICK_EVERY;
+use crate::engine::hearing::{Condition, TICK_EVERY};
 
 /// How often engines are compared with their peers: often enough to eject a slow one within seconds.
 const COMPARE_EVERY: Duration = Duration::from_millis(500);
@@ -27,11 +27,13 @@ pub(crate) async fn listen(fleet: Arc<ArcSwap<Fleet>>) {
             fleet.eject_slow(now);
         }
         for engine in fleet.engines() {
-            match engine.note_silence() {
-                Some(true) => {
-                    tracing::warn!(worker = %engine.identity, "worker is silent, avoiding it");
+            let worker = &engine.identity;
+            match engine.note_condition() {
+                Some(Condition::Silent) => tracing::warn!(%worker, "worker is silent, avoiding it"),
+                Some(Condition::Stuck) => {
+                    tracing::warn!(%worker, "worker reports but does not compute, avoiding it");
                 }
-                Some(false) => tracing::info!(worker = %engine.identity, "worker is heard again"),
+                Some(Condition::Well) => tracing::info!(%worker, "worker is well again"),
                 None => {}
             }
         }

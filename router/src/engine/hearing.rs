@@ -1,15 +1,21 @@
-//! Whether a worker is heard. Workers report several times a second, so one that says nothing is stopped, cut
-//! off or dead, whatever TCP believes. Pure: time comes in as [`WakingClock::tick`].
+//! Whether a worker is heard, and gets on with its work. Workers report several times a second, so one that says
+//! nothing is stopped, cut off or dead, whatever TCP believes; one that reports and does nothing of what it has in
+//! hand hangs in a step. Pure: time comes in as [`WakingClock::tick`].
 //!
 //! ```text
-//! heard ── no report for SILENCE_MAX ──► silent: no new request goes there ── one report ──► heard
+//! well ── no report for SILENCE_MAX ──► silent ── one report ──► well
+//!      ── no step for STUCK_MAX ──────► stuck ── one step ─────► well
 //! ```
+//! No new request goes to either, and what they have in hand goes on elsewhere.
+//!
 //! Silence is counted in time that this router was awake: one that was paused, or starved of its CPU, finds the
 //! reports of that time unread, and must not take its own absence for theirs.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
+
+use phalanx_proto::fault::{Fault, FaultCode};
 
 /// How often the clock is moved: with the silence, a worker that stops is avoided within 450 ms.
 pub(crate) const TICK_EVERY: Duration = Duration::from_millis(25);
@@ -19,15 +25,45 @@ const TICK_MAX: Duration = Duration::from_millis(50);
 /// as TCP repeats it after some 200 ms.
 const SILENCE_MAX: Duration = Duration::from_millis(400);
 
+/// How long a worker with requests in hand may do nothing of them. A step of a large chunk may take seconds on a
+/// CPU; to take a slow one for stuck costs work, but no answer.
+const STUCK_MAX: Duration = Duration::from_secs(10);
+
+/// What a worker's reports and events say of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Condition {
+    Well,
+    /// Its reports stopped.
+    Silent,
+    /// It reports, and does nothing of what it has in hand.
+    Stuck,
+}
+
 /// The time for which this process was awake, in microseconds.
 #[derive(Debug, Default)]
 pub(crate) struct WakingClock(AtomicU64);
 
-/// When one worker was last heard.
+/// When one worker was last heard, and last did something.
 #[derive(Debug)]
 pub(crate) struct Hearing {
     clock: Arc<WakingClock>,
     heard_us: AtomicU64,
+    stepped_us: AtomicU64,
+    is_stuck: AtomicBool,
+}
+
+// === impl Condition ===
+
+impl Condition {
+    /// Why a request does not wait for the worker any longer.
+    pub(crate) fn fault(self) -> Fault {
+        let message = match self {
+            Self::Well => "was given up",
+            Self::Silent => "fell silent",
+            Self::Stuck => "does not compute any more",
+        };
+        Fault::new(FaultCode::Unavailable, message)
+    }
 }
 
 // === impl WakingClock ===
@@ -48,8 +84,13 @@ impl WakingClock {
 impl Hearing {
     /// A worker that counts as heard now.
     pub(crate) fn new(clock: Arc<WakingClock>) -> Self {
-        let heard_us = AtomicU64::new(clock.now_us());
-        Self { clock, heard_us }
+        let now_us = clock.now_us();
+        Self {
+            clock,
+            heard_us: AtomicU64::new(now_us),
+            stepped_us: AtomicU64::new(now_us),
+            is_stuck: AtomicBool::new(false),
+        }
     }
 
     /// Takes a report.
@@ -57,10 +98,46 @@ impl Hearing {
         self.heard_us.store(self.clock.now_us(), Ordering::Relaxed);
     }
 
+    /// Takes a sign that the worker computes: an event of a stream, or a report of another load.
+    pub(crate) fn stepped(&self) {
+        self.stepped_us.store(self.clock.now_us(), Ordering::Relaxed);
+        if self.is_stuck.load(Ordering::Relaxed) {
+            self.is_stuck.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes its first request after a time without any: it had nothing to compute until now.
+    pub(crate) fn begun(&self) {
+        self.stepped_us.store(self.clock.now_us(), Ordering::Relaxed);
+    }
+
     /// Whether the worker has been silent for too long.
     pub(crate) fn is_silent(&self) -> bool {
-        let heard_us = self.heard_us.load(Ordering::Relaxed);
-        self.clock.now_us().saturating_sub(heard_us) >= micros(SILENCE_MAX)
+        self.since(&self.heard_us) >= micros(SILENCE_MAX)
+    }
+
+    /// Whether a step of it hangs, as [`Self::judge`] saw it last.
+    pub(crate) fn is_stuck(&self) -> bool {
+        self.is_stuck.load(Ordering::Relaxed)
+    }
+
+    /// What to make of the worker, which has requests in hand or none. Stuck is one until it computes again: that
+    /// its requests went elsewhere is no sign of health.
+    pub(crate) fn judge(&self, is_busy: bool) -> Condition {
+        if is_busy && self.since(&self.stepped_us) >= micros(STUCK_MAX) {
+            self.is_stuck.store(true, Ordering::Relaxed);
+        }
+        if self.is_silent() {
+            Condition::Silent
+        } else if self.is_stuck() {
+            Condition::Stuck
+        } else {
+            Condition::Well
+        }
+    }
+
+    fn since(&self, mark_us: &AtomicU64) -> u64 {
+        self.clock.now_us().saturating_sub(mark_us.load(Ordering::Relaxed))
     }
 }
 
@@ -115,6 +192,31 @@ mod tests {
         // One that went silent meanwhile is found as soon as any other.
         pass(&clock, SILENCE_MAX, TICK_EVERY);
         assert!(worker.is_silent());
+    }
+
+    #[test]
+    fn a_busy_worker_that_does_nothing_is_stuck_until_it_computes() {
+        let (clock, worker) = worker();
+        let report_for = |total: Duration, is_busy: bool| {
+            let mut condition = Condition::Well;
+            for _ in 0..total.as_millis() / REPORT_EVERY.as_millis() {
+                pass(&clock, REPORT_EVERY, TICK_EVERY);
+                worker.heard();
+                condition = worker.judge(is_busy);
+            }
+            condition
+        };
+        assert_eq!(report_for(STUCK_MAX * 2, false), Condition::Well, "it had nothing to do");
+        worker.begun();
+        assert_eq!(report_for(STUCK_MAX - REPORT_EVERY, true), Condition::Well);
+        assert_eq!(report_for(REPORT_EVERY, true), Condition::Stuck);
+        assert_eq!(report_for(STUCK_MAX, false), Condition::Stuck, "its requests went elsewhere");
+        worker.begun();
+        assert_eq!(report_for(REPORT_EVERY, true), Condition::Stuck, "and another one came");
+        worker.stepped();
+        assert_eq!(worker.judge(true), Condition::Well);
+        pass(&clock, SILENCE_MAX, TICK_EVERY);
+        assert_eq!(worker.judge(true), Condition::Silent);
     }
 
     #[test]

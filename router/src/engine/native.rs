@@ -1,7 +1,6 @@
 //! A native worker, and calls to it: the request's wire form, its metadata, and the typed reason when it fails.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -11,11 +10,12 @@ use phalanx_proto::id::Epoch;
 use phalanx_proto::pb;
 use phalanx_proto::view::Member;
 use phalanx_proto::wire::from_status;
+use tokio::sync::watch;
 use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::Channel;
 use tonic::{Request, Status, Streaming};
 
-use super::hearing::{Hearing, WakingClock};
+use super::hearing::{Condition, Hearing, WakingClock};
 use super::link;
 
 /// A registered worker under one epoch, and the connection to it.
@@ -24,9 +24,9 @@ pub(crate) struct Native {
     pub(crate) epoch: Epoch,
     pub(crate) address: String,
     channel: ArcSwapOption<Channel>,
-    hearing: Hearing,
-    /// Whether operators were told last that it is silent.
-    silence_noted: AtomicBool,
+    pub(super) hearing: Hearing,
+    /// What was made of it last.
+    condition: watch::Sender<Condition>,
 }
 
 /// What goes beside a message: the time left and the trace it belongs to.
@@ -113,7 +113,7 @@ impl Native {
             address: member.address.clone(),
             channel: ArcSwapOption::empty(),
             hearing: Hearing::new(clock),
-            silence_noted: AtomicBool::new(false),
+            condition: watch::Sender::new(Condition::Well),
         }
     }
 
@@ -138,18 +138,30 @@ impl Native {
         self.channel.store(None);
     }
 
-    pub(super) fn heard(&self) {
-        self.hearing.heard();
+    /// Notes its condition, for a worker that has requests in hand or none; the news, if that changed. Of one that is
+    /// not connected there is nothing to hear.
+    pub(super) fn note(&self, is_busy: bool) -> Option<Condition> {
+        let condition =
+            if self.is_connected() { self.hearing.judge(is_busy) } else { Condition::Well };
+        let is_news = self.condition.send_if_modified(|noted| {
+            let is_news = *noted != condition;
+            *noted = condition;
+            is_news
+        });
+        is_news.then_some(condition)
     }
 
-    pub(super) fn is_silent(&self) -> bool {
-        self.hearing.is_silent()
-    }
-
-    /// Notes whether it is silent; the news, if that changed.
-    pub(super) fn note_silence(&self, is_silent: bool) -> Option<bool> {
-        let was_silent = self.silence_noted.swap(is_silent, Ordering::Relaxed);
-        (is_silent != was_silent).then_some(is_silent)
+    /// Resolves once it is not well: what it has in hand is better off elsewhere.
+    pub(crate) fn failing(&self) -> impl Future<Output = Condition> + Send + use<> {
+        let mut condition = self.condition.subscribe();
+        async move {
+            let failing = condition.wait_for(|condition| *condition != Condition::Well).await;
+            match failing.map(|condition| *condition) {
+                Ok(condition) => condition,
+                // It left the cluster: its connection ends by itself.
+                Err(_gone) => std::future::pending().await,
+            }
+        }
     }
 }
 

@@ -9,6 +9,7 @@ mod completions;
 mod drain;
 mod endpoints;
 mod faults;
+mod migration;
 mod retry;
 
 mod cluster;

@@ -147,6 +147,8 @@ async fn a_late_request_is_raced_by_another_engine_and_the_loser_is_cancelled() 
                 () = tokio::time::sleep(Duration::from_millis(300)) => {
                     held.send(started()).await;
                     held.fail(gone()).await;
+                    // What it began goes on at the other one.
+                    other.call().await.answer(&["slow"]).await;
                 }
             }
         });
