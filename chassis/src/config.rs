@@ -215,6 +215,11 @@ impl Resolved {
         }
     }
 
+    /// A decimal number.
+    pub fn decimal(&self, setting: &Setting) -> Option<f64> {
+        self.text(setting)?.parse().ok()
+    }
+
     /// A switch; off unless set.
     pub fn is_on(&self, setting: &Setting) -> bool {
         matches!(self.value(setting), Some(Value::Switch(true)))

@@ -25,8 +25,12 @@ pub(crate) enum Invocation {
     Router(Resolved),
     /// A question or a change for the cluster.
     Operate(Resolved, operator::Action),
+    /// Simulated engines.
+    EngineSim(Resolved),
     /// A conversation; with a prompt, a single turn.
     Chat(Resolved, Option<String>),
+    /// Load, and how it was borne.
+    Bench(Resolved),
     /// A check of one file.
     CheckConfig(PathBuf),
 }
@@ -45,6 +49,15 @@ pub(crate) fn command() -> Command {
         .subcommands(operator::commands().into_iter().map(operated))
         .subcommand(role("chat", "Talk to a cluster in the terminal", settings::chat()).arg(
             Arg::new("prompt").value_name("PROMPT").help("Say this, print the answer, and end"),
+        ))
+        .subcommand(
+            role("bench", "Put a router under load and measure", settings::bench())
+                .mut_arg("model_name", |argument| argument.alias("model")),
+        )
+        .subcommand(role(
+            "engine-sim",
+            "Run simulated inference engines, to measure routing without GPUs",
+            settings::engine_sim(),
         ))
         .subcommand(
             Command::new("check-config")
@@ -101,6 +114,8 @@ fn argument(setting: &'static Setting) -> Arg {
         | Kind::Urls
         | Kind::Peers
         | Kind::LogFilter
+        | Kind::Decimal
+        | Kind::Decimals
         | Kind::Switch => {}
     }
     if let Some(default) = setting.default {
@@ -146,6 +161,10 @@ pub(crate) fn resolve_invocation(
         "control" => resolved(settings::control(), &relations::of_control).map(Invocation::Control),
         "worker" => resolved(settings::worker(), &relations::of_worker).map(Invocation::Worker),
         "router" => resolved(settings::router(), &relations::of_router).map(Invocation::Router),
+        "bench" => resolved(settings::bench(), &|_| Vec::new()).map(Invocation::Bench),
+        "engine-sim" => {
+            resolved(settings::engine_sim(), &relations::of_engine_sim).map(Invocation::EngineSim)
+        }
         "chat" => {
             let prompt = matches.get_one::<String>("prompt").cloned();
             resolved(settings::chat(), &|_| Vec::new())

@@ -1,7 +1,5 @@
 //! `phalanx chat`: a conversation in the terminal, streamed.
 
-mod event_stream;
-
 use std::io::{BufRead, IsTerminal, Write};
 use std::time::Duration;
 
@@ -9,7 +7,7 @@ use http_body_util::BodyExt;
 use phalanx_chassis::config::Resolved;
 use serde_json::{Value, json};
 
-use self::event_stream::EventStream;
+use crate::event_stream::EventStream;
 use crate::failure::{Failure, chain};
 use crate::http_client::{HttpClient, HttpError};
 use crate::{say, settings};
@@ -127,7 +125,11 @@ impl Conversation {
     }
 }
 
-async fn first_model(client: &HttpClient) -> Result<String, Failure> {
+/// The first model that is served.
+///
+/// # Errors
+/// When there is none, or nobody says.
+pub(crate) async fn first_model(client: &HttpClient) -> Result<String, Failure> {
     let answer = client.get("/v1/models", ASK_MAX).await.map_err(|error| unanswered(&error))?;
     let status = answer.status();
     let body = client.read(answer, ASK_MAX).await.map_err(|error| unanswered(&error))?;

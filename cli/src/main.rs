@@ -9,9 +9,12 @@
 #![forbid(unsafe_code)]
 
 mod arguments;
+mod bench;
 mod chat;
 mod check_config;
 mod control;
+mod engine_sim;
+mod event_stream;
 mod failure;
 mod http_client;
 mod model_folder;
@@ -61,8 +64,12 @@ fn run(invocation: Invocation) -> Result<(), Failure> {
         Invocation::Serve(settings)
         | Invocation::Control(settings)
         | Invocation::Worker(settings)
-        | Invocation::Router(settings) => Some(ReadyFile::claim(settings)?),
-        Invocation::Operate(..) | Invocation::Chat(..) | Invocation::CheckConfig(_) => None,
+        | Invocation::Router(settings)
+        | Invocation::EngineSim(settings) => Some(ReadyFile::claim(settings)?),
+        Invocation::Operate(..)
+        | Invocation::Chat(..)
+        | Invocation::Bench(_)
+        | Invocation::CheckConfig(_) => None,
     };
     let outcome = runtime.block_on(async {
         match invocation {
@@ -70,10 +77,12 @@ fn run(invocation: Invocation) -> Result<(), Failure> {
             Invocation::Control(settings) => Box::pin(control::run(&settings)).await,
             Invocation::Worker(settings) => Box::pin(worker::run(&settings)).await,
             Invocation::Router(settings) => Box::pin(router::run(&settings)).await,
+            Invocation::EngineSim(settings) => Box::pin(engine_sim::run(&settings)).await,
             Invocation::Operate(settings, action) => {
                 Box::pin(operator::run(&settings, action)).await
             }
             Invocation::Chat(settings, prompt) => Box::pin(chat::run(&settings, prompt)).await,
+            Invocation::Bench(settings) => Box::pin(bench::run(&settings)).await,
             Invocation::CheckConfig(path) => check_config::run(&path),
         }
     });

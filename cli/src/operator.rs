@@ -19,7 +19,7 @@ mod moment;
 mod nearest;
 mod session;
 mod setting;
-mod table;
+pub(crate) mod table;
 mod tenant;
 mod worker_admin;
 

@@ -10,7 +10,7 @@ use phalanx_router::{ConfigError, RouterConfig};
 use phalanx_worker::RawWorker;
 
 use crate::model_folder::ModelFolder;
-use crate::{router, settings, worker};
+use crate::{engine_sim, router, settings, worker};
 
 /// Settings whose limit is another setting. A limit that could not be read limits nothing.
 static LIMITED_BY: [(&Setting, &Setting); 3] = [
@@ -26,7 +26,8 @@ pub(crate) fn of_serve(resolved: &Resolved) -> Vec<ConfigFault> {
 
 /// Every role there is.
 pub(crate) fn of_all(resolved: &Resolved) -> Vec<ConfigFault> {
-    [of_router(resolved), of_control(resolved), of_worker(resolved)].concat()
+    let roles = [of_router(resolved), of_control(resolved), of_worker(resolved)].concat();
+    [roles, of_engine_sim(resolved)].concat()
 }
 
 /// One router.
@@ -53,6 +54,13 @@ pub(crate) fn of_worker(resolved: &Resolved) -> Vec<ConfigFault> {
     };
     let errors = raw.validate().err().unwrap_or_default();
     let fault = |key, expected: &str| fault(resolved, ("worker", key), expected);
+    errors.iter().filter_map(|error| fault(error.key, &error.expected)).collect()
+}
+
+/// Simulated engines.
+pub(crate) fn of_engine_sim(resolved: &Resolved) -> Vec<ConfigFault> {
+    let errors = engine_sim::raw(resolved).validate().err().unwrap_or_default();
+    let fault = |key, expected: &str| fault(resolved, ("sim", key), expected);
     errors.iter().filter_map(|error| fault(error.key, &error.expected)).collect()
 }
 

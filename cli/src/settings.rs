@@ -125,6 +125,76 @@ settings! {
     WORKER_PREFIX_CACHE = [worker] prefix_cache: Kind::OneOf(&["on", "off"]), Some("on"),
         "Whether computed prefixes are kept for later requests";
 
+    SIM_LISTEN = [sim] listen: Kind::Address, Some("127.0.0.1:9100"),
+        "Where the first engine listens; the others follow on the next ports, or on free ones with port 0";
+    SIM_ENGINES = [sim] engines: COUNT, Some("1"),
+        "How many engines";
+    SIM_MODEL_NAME = [sim] model_name: Kind::Text, Some("sim"),
+        "The name that clients ask for";
+    SIM_PREFILL_RATE = [sim] prefill_rate: Kind::Decimal, Some("8000"),
+        "Prompt tokens computed in a second";
+    SIM_DECODE_BASE = [sim] decode_base_ms: Kind::Decimal, Some("8"),
+        "Milliseconds of a step that decodes";
+    SIM_DECODE_PER_SEQ = [sim] decode_per_seq_ms: Kind::Decimal, Some("0.25"),
+        "Milliseconds more for each sequence in the step";
+    SIM_BATCH = [sim] batch_max: Kind::Integer { min: 1, max: 65_536 }, Some("64"),
+        "Most sequences computed in one step";
+    SIM_WAITING = [sim] waiting_max: Kind::Integer { min: 1, max: 1 << 20 }, Some("1024"),
+        "Most requests waiting for a place; more are refused with 503";
+    SIM_CACHE_TOKENS = [sim] cache_tokens: Kind::Integer { min: 0, max: 1 << 40 }, Some("16384"),
+        "Tokens of prompts kept for later requests";
+    SIM_CONTEXT_TOKENS = [sim] context_tokens: COUNT, Some("131072"),
+        "Most tokens of a prompt and its answer together";
+    SIM_SPEED = [sim] speed: Kind::Decimals, Some("1"),
+        "How fast each engine is beside the others; the last number is that of all that follow";
+    SIM_INSTANT = [sim] instant: Kind::Switch, Some("false"),
+        "Answer without any delay, to measure what a router costs";
+    SIM_NATIVE = [sim] native: Kind::Switch, Some("false"),
+        "Serve routers over gRPC as workers do, registered with --control";
+    SIM_CONTROL = [sim] control: Kind::Urls, Some("http://127.0.0.1:7400"),
+        "Control nodes to register with, with --native";
+    SIM_FAULTS = [sim] faults: Kind::Text, None,
+        "What goes wrong from the start, as POST /sim/faults takes it: {\"fail_share\": 0.5, \"refuse\": true, \"die_after\": 3, \"stall_after\": 3, \"slow\": 10}";
+
+    BENCH_URL = [bench] url: Kind::Url, Some("http://127.0.0.1:8080"),
+        "The router, or engine, to put under load";
+    BENCH_SHAPE = [bench] shape: Kind::OneOf(&["chat", "bursty", "flat", "hot", "trace"]), Some("flat"),
+        "chat: conversations over shared system prompts; bursty: these in bursts; flat: single requests with nothing in common; hot: nine of ten over one prompt; trace: from --trace";
+    BENCH_RATE = [bench] rate: Kind::Decimal, None,
+        "Sessions a second, at random, however slow the answers are (default: each client asks when it was answered)";
+    BENCH_CONCURRENCY = [bench] concurrency: Kind::Integer { min: 1, max: 1 << 20 }, None,
+        "Sessions at once (default: 1; with --rate or a trace: 8192)";
+    BENCH_DURATION = [bench] duration: Kind::Decimal, None,
+        "Seconds to send requests for (default: 10, unless --requests or --trace says when to end)";
+    BENCH_WARMUP = [bench] warmup: Kind::Decimal, Some("0"),
+        "Seconds to send requests for that are not counted, before";
+    BENCH_REQUESTS = [bench] requests: Kind::Integer { min: 1, max: u64::MAX >> 1 }, None,
+        "Requests to send at most";
+    BENCH_TRACE = [bench] trace: Kind::Path, None,
+        "JSON lines of timestamp, input_length, output_length and hash_ids, as Mooncake's traces are";
+    BENCH_MODEL_NAME = [bench] model_name: Kind::Text, None,
+        "The model to ask (default: the first one served)";
+    BENCH_MAX_TOKENS = [bench] max_tokens: COUNT, Some("32"),
+        "Tokens of an answer; in conversations, on average";
+    BENCH_PROMPT_BYTES = [bench] prompt_bytes: Kind::Integer { min: 1, max: 8 << 20 }, Some("256"),
+        "Bytes of what a user says; in conversations, on average";
+    BENCH_PREFIXES = [bench] prefixes: Kind::Integer { min: 1, max: 1 << 20 }, Some("24"),
+        "Shared system prompts";
+    BENCH_PREFIX_BYTES = [bench] prefix_bytes: Kind::Integer { min: 1, max: 8 << 20 }, Some("8192"),
+        "Bytes of each";
+    BENCH_STREAM = [bench] stream: Kind::Switch, Some("true"),
+        "Whether answers are streamed";
+    BENCH_SEED = [bench] seed: Kind::Integer { min: 0, max: i64::MAX as u64 }, Some("1"),
+        "What the load is drawn from: the same seed, the same requests";
+    BENCH_TIMEOUT = [bench] timeout_ms: Kind::Integer { min: 1, max: 3_600_000 }, Some("60000"),
+        "How long one answer may take";
+    BENCH_TTFT = [bench] ttft_ms: Kind::Decimal, None,
+        "Goodput counts requests with a first token within so many milliseconds";
+    BENCH_TPOT = [bench] tpot_ms: Kind::Decimal, None,
+        "Goodput counts requests with so many milliseconds a token at most";
+    BENCH_JSON = [bench] json: Kind::Switch, Some("false"),
+        "Whether to print JSON in place of a table";
+
     LOG_FORMAT = [telemetry] log_format: Kind::OneOf(&["text", "json"]), None,
         "How logs are written to stderr (default: text on a terminal, json otherwise)";
     LOG_LEVEL = [telemetry] log_level: Kind::LogFilter, Some("info,openraft=error"),
@@ -238,6 +308,54 @@ pub(crate) fn router() -> Vec<&'static Setting> {
     own.into_iter().chain(ROUTING).chain(LOGS).collect()
 }
 
+/// The options of `phalanx bench`.
+pub(crate) fn bench() -> Vec<&'static Setting> {
+    vec![
+        &BENCH_URL,
+        &BENCH_SHAPE,
+        &BENCH_RATE,
+        &BENCH_CONCURRENCY,
+        &BENCH_DURATION,
+        &BENCH_WARMUP,
+        &BENCH_REQUESTS,
+        &BENCH_TRACE,
+        &BENCH_MODEL_NAME,
+        &BENCH_MAX_TOKENS,
+        &BENCH_PROMPT_BYTES,
+        &BENCH_PREFIXES,
+        &BENCH_PREFIX_BYTES,
+        &BENCH_STREAM,
+        &BENCH_SEED,
+        &BENCH_TIMEOUT,
+        &BENCH_TTFT,
+        &BENCH_TPOT,
+        &BENCH_JSON,
+    ]
+}
+
+/// The options of `phalanx engine-sim`.
+pub(crate) fn engine_sim() -> Vec<&'static Setting> {
+    let own = [
+        &SIM_LISTEN,
+        &SIM_ENGINES,
+        &SIM_MODEL_NAME,
+        &SIM_PREFILL_RATE,
+        &SIM_DECODE_BASE,
+        &SIM_DECODE_PER_SEQ,
+        &SIM_BATCH,
+        &SIM_WAITING,
+        &SIM_CACHE_TOKENS,
+        &SIM_CONTEXT_TOKENS,
+        &SIM_SPEED,
+        &SIM_INSTANT,
+        &SIM_NATIVE,
+        &SIM_CONTROL,
+        &SIM_FAULTS,
+        &READY_FILE,
+    ];
+    own.into_iter().chain(LOGS).collect()
+}
+
 /// The options of every operator command.
 pub(crate) fn operator() -> Vec<&'static Setting> {
     vec![&OPERATOR_CONTROL, &OPERATOR_JSON]
@@ -274,7 +392,17 @@ mod tests {
     fn no_key_is_listed_twice_and_every_setting_belongs_to_a_command() {
         let keys: BTreeSet<_> = ALL.iter().map(|setting| (setting.section, setting.key)).collect();
         assert_eq!(keys.len(), ALL.len());
-        let commands = [serve(), control(), worker(), router(), operator(), key_maker(), chat()];
+        let commands = [
+            serve(),
+            control(),
+            worker(),
+            router(),
+            engine_sim(),
+            bench(),
+            operator(),
+            key_maker(),
+            chat(),
+        ];
         for settings in &commands {
             let flags: BTreeSet<_> = settings.iter().map(|setting| setting.flag()).collect();
             assert_eq!(flags.len(), settings.len(), "a command has two options of one name");

@@ -8,7 +8,7 @@
 //!
 //! Tests see what users see, the `phalanx` binary and its ports; of the product only the client of the
 //! control plane is linked, which every process has.
-//! Reading order: [`process`], [`cluster`], [`client`], [`golden`], [`check`]; for the control plane
+//! Reading order: [`process`], [`cluster`], [`client`], [`golden`], [`check`], [`engines`]; for the control plane
 //! [`control_group`], [`serving`], [`history`], [`writers`]; what is done to it beside kills: [`network`],
 //! [`small_disk`].
 #![forbid(unsafe_code)]
@@ -17,6 +17,7 @@ pub mod check;
 pub mod client;
 pub mod cluster;
 pub mod control_group;
+pub mod engines;
 pub mod golden;
 pub mod history;
 pub mod network;

@@ -10,18 +10,20 @@ use phalanx_cluster_tests::process::repository;
 use serde_json::Value;
 
 /// Which crates of ours a crate may depend on: the arrows of the architecture, and no others.
-const ARROWS: [(&str, &[&str]); 8] = [
+const ARROWS: [(&str, &[&str]); 9] = [
     ("phalanx-proto", &[]),
     ("phalanx-chassis", &["phalanx-proto"]),
     ("phalanx-kernels", &[]),
     ("phalanx-control", &["phalanx-chassis", "phalanx-proto"]),
     ("phalanx-router", &["phalanx-chassis", "phalanx-proto"]),
+    ("phalanx-engine-sim", &["phalanx-chassis", "phalanx-proto"]),
     ("phalanx-worker", &["phalanx-chassis", "phalanx-kernels", "phalanx-proto"]),
     (
         "phalanx-cli",
         &[
             "phalanx-chassis",
             "phalanx-control",
+            "phalanx-engine-sim",
             "phalanx-proto",
             "phalanx-router",
             "phalanx-worker",

@@ -27,6 +27,10 @@ pub enum Kind {
         /// Largest.
         max: u64,
     },
+    /// A number that is not negative, with a point or without.
+    Decimal,
+    /// One or more of these: separated by commas, or a list in the file.
+    Decimals,
     /// On when named; `true` or `false` elsewhere.
     Switch,
     /// One of these words.
@@ -38,7 +42,7 @@ pub enum Kind {
 /// A value that its [`Kind`] accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Value {
-    /// Text, address, URL, path or word.
+    /// Text, address, URL, path, word or decimal number.
     Text(String),
     /// A whole number.
     Integer(u64),
@@ -62,6 +66,8 @@ impl Kind {
             Self::Peers => "ID=URL pairs as 1=http://HOST:PORT, with ids from 1".to_owned(),
             Self::LogFilter => "a log filter as info or info,phalanx_router=debug".to_owned(),
             Self::Integer { min, max } => format!("a whole number from {min} to {max}"),
+            Self::Decimal => "a number of 0 or more".to_owned(),
+            Self::Decimals => "one or more numbers of 0 or more".to_owned(),
             Self::Switch => "true or false".to_owned(),
             Self::OneOf(words) => format!("one of {}", words.join(", ")),
             Self::Only(word) => format!("{word}: other values are not available in this build"),
@@ -78,7 +84,8 @@ impl Kind {
             Self::Urls => "URL[,URL]",
             Self::Peers => "ID=URL[,ID=URL]",
             Self::LogFilter => "FILTER",
-            Self::Integer { .. } => "N",
+            Self::Integer { .. } | Self::Decimal => "N",
+            Self::Decimals => "N[,N]",
             Self::Switch => "true|false",
         }
     }
@@ -99,12 +106,15 @@ impl Kind {
                 "false" | "0" => Some(Value::Switch(false)),
                 _ => None,
             },
-            Self::Urls | Self::Peers => self.parse_list(text.split(',').map(str::trim)),
+            Self::Urls | Self::Peers | Self::Decimals => {
+                self.parse_list(text.split(',').map(str::trim))
+            }
             Self::Text
             | Self::Path
             | Self::Address
             | Self::Url
             | Self::LogFilter
+            | Self::Decimal
             | Self::OneOf(_)
             | Self::Only(_) => self.accepts(text).then(|| Value::Text(text.to_owned())),
         };
@@ -120,12 +130,21 @@ impl Kind {
                 self.parse(&decimal.map_or_else(|_| number.as_str().to_owned(), |n| n.to_string()))
             }
             (Self::Switch, DeValue::Boolean(on)) => Ok(Value::Switch(*on)),
+            (Self::Decimal, _) => {
+                decimal(value).map_or_else(|| Err(refused()), |number| self.parse(&number))
+            }
+            (Self::Decimals, DeValue::Array(items)) => {
+                let numbers: Option<Vec<String>> =
+                    items.iter().map(|item| decimal(item.get_ref())).collect();
+                let numbers = numbers.unwrap_or_default();
+                self.parse_list(numbers.iter().map(String::as_str)).ok_or_else(refused)
+            }
             (Self::Urls | Self::Peers, DeValue::Array(items)) => {
                 let texts: Option<Vec<&str>> =
                     items.iter().map(|item| item.get_ref().as_str()).collect();
                 texts.and_then(|texts| self.parse_list(texts.into_iter())).ok_or_else(refused)
             }
-            (Self::Integer { .. } | Self::Switch, _) => Err(refused()),
+            (Self::Integer { .. } | Self::Switch | Self::Decimals, _) => Err(refused()),
             (_, DeValue::String(text)) => self.parse(text),
             (_, _) => Err(refused()),
         }
@@ -149,8 +168,20 @@ impl Kind {
             Self::LogFilter => !text.is_empty() && EnvFilter::try_new(text).is_ok(),
             Self::OneOf(words) => words.contains(&text),
             Self::Only(word) => *word == text,
+            Self::Decimal | Self::Decimals => {
+                text.parse::<f64>().is_ok_and(|number| number.is_finite() && number >= 0.0)
+            }
             Self::Integer { .. } | Self::Switch => false,
         }
+    }
+}
+
+/// A number of the file, as it would be typed.
+fn decimal(value: &DeValue<'_>) -> Option<String> {
+    match value {
+        DeValue::Integer(number) if number.radix() == 10 => Some(number.as_str().to_owned()),
+        DeValue::Float(number) => Some(number.as_str().to_owned()),
+        _ => None,
     }
 }
 

@@ -7,14 +7,14 @@ const GAP: &str = "  ";
 
 /// A table that prints itself.
 #[derive(Debug)]
-pub(super) struct Table {
+pub(crate) struct Table {
     columns: Vec<Column>,
     rows: Vec<Vec<String>>,
 }
 
 /// A heading, and on which side its column is even.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Column {
+pub(crate) enum Column {
     /// Text.
     Left(&'static str),
     /// Numbers.
@@ -24,17 +24,17 @@ pub(super) enum Column {
 // === impl Table ===
 
 impl Table {
-    pub(super) fn new(columns: impl IntoIterator<Item = Column>) -> Self {
+    pub(crate) fn new(columns: impl IntoIterator<Item = Column>) -> Self {
         Self { columns: columns.into_iter().collect(), rows: Vec::new() }
     }
 
     /// Adds a row: one cell a column.
-    pub(super) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+    pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         self.rows.push(cells.into_iter().collect());
     }
 
     /// The table, or `otherwise` when it has no row.
-    pub(super) fn or(&self, otherwise: &str) -> String {
+    pub(crate) fn or(&self, otherwise: &str) -> String {
         if self.rows.is_empty() { format!("{otherwise}\n") } else { self.to_string() }
     }
 }

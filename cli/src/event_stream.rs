@@ -2,7 +2,7 @@
 
 /// Collects the `data` of events. Only what a chat stream uses: other fields are passed over.
 #[derive(Debug, Default)]
-pub(super) struct EventStream {
+pub(crate) struct EventStream {
     /// Bytes of a line that has not ended.
     line: Vec<u8>,
     /// Data lines of an event that has not ended.
@@ -11,7 +11,7 @@ pub(super) struct EventStream {
 
 impl EventStream {
     /// Takes in bytes, and gives the events they complete.
-    pub(super) fn push(&mut self, bytes: &[u8]) -> Vec<String> {
+    pub(crate) fn push(&mut self, bytes: &[u8]) -> Vec<String> {
         let mut events = Vec::new();
         for byte in bytes {
             if *byte != b'\n' {
