@@ -144,6 +144,31 @@ async fn a_killed_worker_loses_its_group_until_it_is_back() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_mistyped_revision_is_told_and_leaves_what_serves_as_it_is() -> Result<()> {
+    let scene = Scene::start(1).await?;
+    scene.want(1)?;
+    scene.has_ready(1).await?;
+    scene.is_served_by(1).await?;
+    scene.cluster.ask(&["model", "set", "demo-llm", "--revision", "mistyped"])?;
+    let shortage = || -> Result<Value> {
+        let mut rows = scene.cluster.ask(&["model", "list"])?["models"].take();
+        let rows = rows.as_array_mut().context("no models")?;
+        let row = rows.iter_mut().find(|row| row["replicas"].is_u64()).context("none wanted")?;
+        Ok(row["shortage"].take())
+    };
+    let told = shortage()?;
+    ensure!(told.to_string().contains("no worker has served this revision"), "{told}");
+    // Far longer than the leader takes to look at what is wanted.
+    for _request in 0..20 {
+        serves(&scene.cluster.client).await?;
+    }
+    scene.has_ready(1).await?;
+    scene.want(1)?;
+    ensure!(shortage()?.is_null());
+    scene.has_ready(1).await
+}
+
+#[tokio::test]
 async fn a_model_that_cannot_be_had_is_reported_and_the_worker_goes_on() -> Result<()> {
     let mut scene = Scene::start(1).await?;
     scene.cluster.ask(&["model", "set", "absent", "--revision", "r", "--replicas", "1"])?;

@@ -6,7 +6,9 @@
 //!
 //! A plan is what can be done now; what it waits for (a rank that loads, a request that ends) makes another view and
 //! so another plan. The plan of a view in which nothing more can be done is empty. A group that serves is touched
-//! only when nobody wants it, when its member leaves, or to be replaced by another revision, one at a time.
+//! only when nobody wants it, when its member leaves, or to be replaced by another revision, one at a time. It gives
+//! way before its replacement serves only for a revision that some worker has served: one that nobody has may be a
+//! slip of the pen, so it is tried on free devices or not at all.
 //!
 //! Not decided here: whether a model fits a member's memory. The worker that loads it finds out, and says so.
 
@@ -61,6 +63,8 @@ struct Wanted<'a> {
     broken: Vec<&'a Group>,
     /// Members that could not serve it and have not registered anew since.
     failed: BTreeSet<MemberId>,
+    /// Whether some worker has served its revision.
+    is_known: bool,
     /// How many this plan forms.
     formed: usize,
 }
@@ -69,7 +73,11 @@ struct Wanted<'a> {
 
 impl<'a> Plan<'a> {
     fn new(view: &'a ClusterView) -> Self {
-        let wanted = view.deployments.values().map(Wanted::new).collect();
+        let wanted = view.deployments.values().map(|deployment| Wanted {
+            is_known: view.knows(&deployment.name, &deployment.revision),
+            ..Wanted::new(deployment)
+        });
+        let wanted = wanted.collect();
         Self { view, ledger: Ledger::new(view), wanted, changes: Vec::new() }
     }
 
@@ -182,6 +190,7 @@ impl<'a> Wanted<'a> {
             outdated: Vec::new(),
             broken: Vec::new(),
             failed: BTreeSet::new(),
+            is_known: false,
             formed: 0,
         }
     }
@@ -225,10 +234,10 @@ impl<'a> Wanted<'a> {
         is_missing && in_turn
     }
 
-    /// Whether an old group may go before another serves in its place. Not after a failure: what serves is worth more
-    /// than what may not even load.
+    /// Whether an old group may go before another serves in its place. Not for a revision that nobody has served, nor
+    /// after a failure: what serves is worth more than what may not even load.
     fn may_exchange(&self) -> bool {
-        !self.outdated.is_empty() && self.failed.is_empty() && self.may_form()
+        !self.outdated.is_empty() && self.is_known && self.failed.is_empty() && self.may_form()
     }
 }
 

@@ -7,6 +7,7 @@ mod access;
 mod member;
 mod naming;
 mod placement;
+mod shortage;
 mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,8 +24,9 @@ pub use self::placement::{
     Deployment, Group, GroupFailure, GroupRank, GroupRef, GroupState, Rendezvous,
     RendezvousSizeError,
 };
+pub use self::shortage::Shortage;
 pub use self::status::{GroupStatus, RankStatus};
-use crate::id::{GroupId, KeyId, Lineage, MemberId, ModelName, TenantName, ViewIndex};
+use crate::id::{GroupId, KeyId, Lineage, MemberId, ModelName, Revision, TenantName, ViewIndex};
 
 /// One change of the view.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -153,6 +155,11 @@ impl ClusterView {
         self.tenants.clear();
         self.keys.clear();
         self
+    }
+
+    /// Whether some worker serves the model at this revision, or has: what is merely wanted may not exist.
+    pub fn knows(&self, name: &ModelName, revision: &Revision) -> bool {
+        self.models.contains(&Model { name: name.clone(), revision: revision.clone() })
     }
 
     /// Whether `other` is later in time: a larger lineage, or the same one further on.

@@ -7,6 +7,7 @@ use phalanx_proto::change::{Change, GROUP_RANKS_MAX, REPLICAS_MAX};
 use phalanx_proto::id::{ModelName, Revision};
 use phalanx_proto::view::{
     ClusterView, Deployment, Group, GroupState, GroupStatus, MemberRole, MemberState, Model,
+    Shortage,
 };
 use serde_json::{Value, json};
 
@@ -41,6 +42,8 @@ struct Row<'a> {
     workers: usize,
     /// Where its groups are, and why one is broken.
     groups: Vec<GroupStatus>,
+    /// Why there are fewer than wanted.
+    shortage: Option<Shortage>,
 }
 
 pub(super) fn command() -> Command {
@@ -106,7 +109,13 @@ impl Action {
                     "replicas": replicas,
                     "tp": tp,
                 });
-                let text = format!("wanted: {replicas} of {name}@{revision} at tp {tp}");
+                let mut text = format!("wanted: {replicas} of {name}@{revision} at tp {tp}");
+                let is_replaced = current.is_some_and(|known| known.revision != revision);
+                if is_replaced && !seen.view.knows(&name, &revision) {
+                    text.push_str(
+                        "\nno worker has served this revision yet: what serves now stays until one does",
+                    );
+                }
                 let change = Change::SetDeployment { name, revision, replicas, tp };
                 Ok(Answer::done(text, row, session.submit(change).await?))
             }
@@ -174,10 +183,12 @@ fn row_of<'a>(view: &'a ClusterView, name: &'a ModelName, revision: &'a Revision
             && member.state == MemberState::Ready
             && member.models.iter().any(|m| m.name == *name && m.revision == *revision)
     });
+    let wanted = view.deployments.get(name).filter(|wanted| wanted.revision == *revision);
     Row {
         name,
         revision,
-        wanted: view.deployments.get(name).filter(|wanted| wanted.revision == *revision),
+        wanted,
+        shortage: wanted.and_then(|wanted| Shortage::of(view, wanted)),
         ready: groups(GroupState::Ready),
         forming: groups(GroupState::Forming),
         broken: groups(GroupState::Broken),
@@ -212,6 +223,9 @@ fn models(seen: &Seen) -> Answer {
     }
     let mut text = table.or("no model is known");
     for row in &rows {
+        if let Some(shortage) = &row.shortage {
+            text.push_str(&format!("{}@{}: {shortage}\n", row.name, row.revision));
+        }
         for GroupStatus { id, epoch, reason, .. } in &row.groups {
             if let Some(reason) = reason {
                 text.push_str(&format!(
@@ -234,6 +248,8 @@ fn json_of(row: &Row<'_>) -> Value {
         "forming": row.forming,
         "broken": row.broken,
         "workers": row.workers,
+        "missing": row.shortage.as_ref().map_or(0, |shortage| shortage.missing),
+        "shortage": row.shortage.as_ref().map(ToString::to_string),
         "groups": row.groups,
     })
 }
@@ -292,10 +308,11 @@ mod tests {
 demo      r1             -   -      1        0       0        0
 demo      r2             3   2      1        1       1        0
 embedder  e1             -   -      0        0       0        0
+demo@r2: 3 missing: no worker offers a device
 group 4 of demo at epoch 4 is broken: it was broken while its members stayed
 ";
         assert_eq!(answer.text, expected);
-        let expected = r#"{"name":"demo","revision":"r2","replicas":3,"tp":2,"ready":1,"forming":1,"broken":1,"workers":0,"groups":[{"id":2,"epoch":2,"state":"ready","ranks":[],"reason":null},{"id":3,"epoch":3,"state":"forming","ranks":[],"reason":null},{"id":4,"epoch":4,"state":"broken","ranks":[],"reason":"it was broken while its members stayed"}]}"#;
+        let expected = r#"{"name":"demo","revision":"r2","replicas":3,"tp":2,"ready":1,"forming":1,"broken":1,"workers":0,"missing":3,"shortage":"3 missing: no worker offers a device","groups":[{"id":2,"epoch":2,"state":"ready","ranks":[],"reason":null},{"id":3,"epoch":3,"state":"forming","ranks":[],"reason":null},{"id":4,"epoch":4,"state":"broken","ranks":[],"reason":"it was broken while its members stayed"}]}"#;
         assert_eq!(answer.json["models"][1].to_string(), expected);
     }
 

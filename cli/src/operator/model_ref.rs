@@ -61,7 +61,8 @@ fn parse_target(word: &str, is_alone: bool) -> Result<AliasTarget, String> {
     Ok(AliasTarget { model, revision, weight })
 }
 
-/// Refuses a target that the cluster has never seen, with what may have been meant.
+/// Refuses a target that the cluster has never seen, with what may have been meant. A revision is seen once a worker
+/// has served it: what is merely wanted may be mistyped.
 pub(super) fn check_known(view: &ClusterView, target: &AliasTarget) -> Result<(), Failure> {
     let AliasTarget { model: name, revision, .. } = target;
     let served = view.models.iter().map(|model| (&model.name, &model.revision));
@@ -75,17 +76,24 @@ pub(super) fn check_known(view: &ClusterView, target: &AliasTarget) -> Result<()
         return Err(Failure::Failed(with_nearest(problem, name.as_str(), names)));
     }
     match revision {
-        Some(revision) if !revisions.contains(&revision.as_str()) => {
-            let known = revisions.join(", ");
+        Some(revision) if view.knows(name, revision) => Ok(()),
+        Some(revision) if revisions.contains(&revision.as_str()) => Err(Failure::Failed(format!(
+            "model {name} is wanted at {revision}, which no worker has served yet"
+        ))),
+        Some(revision) => {
+            let served = view.models.iter().filter(|model| model.name == *name);
+            let served: Vec<&str> = served.map(|model| model.revision.as_str()).collect();
+            let known = if served.is_empty() { "none yet".to_owned() } else { served.join(", ") };
             Err(Failure::Failed(format!("model {name} is known at {known}, not at {revision}")))
         }
-        Some(_) | None => Ok(()),
+        None => Ok(()),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use phalanx_proto::view::Model;
+    use phalanx_proto::id::ViewIndex;
+    use phalanx_proto::view::{Deployment, Model};
 
     use super::*;
 
@@ -133,13 +141,25 @@ mod tests {
     #[test]
     fn a_target_nobody_knows_is_refused_with_what_is_known() {
         let known = ["r1", "r2"].map(|r| Model { name: "demo-llm".into(), revision: r.into() });
-        let view = ClusterView { models: known.into(), ..ClusterView::default() };
+        let wanted = Deployment {
+            name: "demo-llm".into(),
+            revision: "r4".into(),
+            replicas: 1,
+            tp: 1,
+            version: ViewIndex(1),
+        };
+        let deployments = [(wanted.name.clone(), wanted)].into();
+        let view = ClusterView { models: known.into(), deployments, ..ClusterView::default() };
         for (target, expected) in [
             (target("demo-llm", Some("r2"), 1), None),
             (target("demo-llm", None, 1), None),
             (
                 target("demo-llm", Some("r3"), 1),
                 Some("model demo-llm is known at r1, r2, not at r3"),
+            ),
+            (
+                target("demo-llm", Some("r4"), 1),
+                Some("model demo-llm is wanted at r4, which no worker has served yet"),
             ),
             (
                 target("demo-lm", None, 1),

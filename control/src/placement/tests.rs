@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use phalanx_proto::change::Registration;
 use phalanx_proto::id::{Epoch, GroupId, Lineage, MemberId, ModelName, Revision, ViewIndex};
-use phalanx_proto::view::{Capacity, Group, GroupRef, MemberRole, ServedModel};
+use phalanx_proto::view::{Capacity, Group, GroupRef, MemberRole, Model, ServedModel};
 use proptest::prelude::*;
 
 use super::*;
@@ -235,6 +235,8 @@ fn replace(workers: u32, replicas: u32) -> Vec<(usize, usize)> {
     }
     world.deploy("m", "a", (replicas, 1));
     world.rest();
+    let (name, revision) = ("m".into(), "b".into());
+    world.change(Change::PutModel(Model { name, revision }));
     world.deploy("m", "b", (replicas, 1));
     let mut seen = Vec::new();
     for _round in 0..PLANS_MAX {
@@ -262,10 +264,10 @@ fn where_there_is_no_room_one_replica_gives_way_at_a_time() {
     assert_eq!(replace(1, 1), [(0, 0), (0, 1)]);
 }
 
-#[test]
-fn a_revision_that_cannot_be_loaded_takes_one_replica_at_most() {
+/// Wants a revision that no worker can load, where `workers` serve three replicas of another one.
+fn mistype(workers: u32) -> World {
     let mut world = World::new();
-    for _worker in 0..3 {
+    for _worker in 0..workers {
         world.offer("", 1);
     }
     world.deploy("m", "a", (3, 1));
@@ -276,13 +278,39 @@ fn a_revision_that_cannot_be_loaded_takes_one_replica_at_most() {
         for group in world.groups(GroupState::Forming) {
             world.fail(group.reference());
         }
+        assert_eq!(world.serving(), BTreeMap::from([("a".to_owned(), 3)]));
     }
-    assert_eq!(world.counts(), [0, 2, 1]);
-    assert_eq!(world.serving(), BTreeMap::from([("a".to_owned(), 2)]));
-    // What served is served again once it is asked for.
-    world.deploy("m", "a", (3, 1));
+    world
+}
+
+#[test]
+fn a_revision_that_cannot_be_loaded_takes_no_replica() {
+    // With a device to spare it is tried there, and nowhere else.
+    for (workers, failed) in [(3, 0), (4, 1)] {
+        let mut world = mistype(workers);
+        assert_eq!(world.counts(), [0, 3, failed]);
+        world.deploy("m", "a", (3, 1));
+        world.rest();
+        assert_eq!(world.counts(), [0, 3, 0]);
+    }
+}
+
+#[test]
+fn a_revision_that_nobody_has_served_comes_in_where_an_operator_makes_room() {
+    let mut world = mistype(3);
+    world.deploy("m", "b", (3, 1));
     world.rest();
-    assert_eq!(world.counts(), [0, 3, 0]);
+    assert_eq!(
+        world.serving(),
+        BTreeMap::from([("a".to_owned(), 3)]),
+        "there is no room to try it"
+    );
+    world.deploy("m", "b", (2, 1));
+    world.rest();
+    assert_eq!(world.serving(), BTreeMap::from([("b".to_owned(), 2)]));
+    world.deploy("m", "b", (3, 1));
+    world.rest();
+    assert_eq!(world.serving(), BTreeMap::from([("b".to_owned(), 3)]));
 }
 
 #[test]
