@@ -11,7 +11,7 @@ use phalanx_chassis::metrics::Metrics;
 use phalanx_chassis::watch::ViewWatch;
 use phalanx_proto::change::Registration;
 use phalanx_proto::view::{Capacity, MemberRole};
-use phalanx_router::{RawBreaker, RawRetry, RawRouter, Router, RouterConfig};
+use phalanx_router::{RawBreaker, RawDispatch, RawRetry, RawRouter, Router, RouterConfig};
 use serde_json::json;
 
 use crate::failure::{Failure, chain};
@@ -126,6 +126,10 @@ pub(crate) fn raw(resolved: &Resolved) -> RawRouter {
             retry_floor_per_second: resolved.integer(&settings::RETRY_FLOOR),
             hedge: resolved.is_on(&settings::RETRY_HEDGE),
             hedge_budget_percent: resolved.integer(&settings::RETRY_HEDGE_PERCENT),
+        },
+        dispatch: RawDispatch {
+            queue_max: resolved.integer(&settings::DISPATCH_QUEUE),
+            engine_requests_max: resolved.integer(&settings::DISPATCH_ENGINE),
         },
     }
 }

@@ -77,6 +77,11 @@ settings! {
     RETRY_HEDGE_PERCENT = [retry] hedge_budget_percent: Kind::Integer { min: 1, max: 100 }, None,
         "Most second engines per hundred requests (default: 2)";
 
+    DISPATCH_QUEUE = [dispatch] queue_max: Kind::Integer { min: 0, max: 1 << 20 }, None,
+        "Most requests that wait for one model while its engines are full (default: 1024)";
+    DISPATCH_ENGINE = [dispatch] engine_requests_max: Kind::Integer { min: 0, max: 1 << 20 }, None,
+        "Most requests of this router at one engine; 0: as many as it computes at once (default: 0)";
+
     CONTROL_NODE_ID = [control] node_id: NODE_ID, Some("1"),
         "This node's id within the control group";
     CONTROL_LISTEN = [control] listen: Kind::Address, Some(CONTROL_ADDRESS_DEFAULT),
@@ -224,7 +229,7 @@ settings! {
 }
 
 static LOGS: [&Setting; 2] = [&LOG_FORMAT, &LOG_LEVEL];
-static ROUTING: [&Setting; 19] = [
+static ROUTING: [&Setting; 21] = [
     &ROUTER_AUTH,
     &ROUTER_BODY_BYTES,
     &ROUTER_CONCURRENCY,
@@ -244,6 +249,8 @@ static ROUTING: [&Setting; 19] = [
     &RETRY_FLOOR,
     &RETRY_HEDGE,
     &RETRY_HEDGE_PERCENT,
+    &DISPATCH_QUEUE,
+    &DISPATCH_ENGINE,
 ];
 static ENGINE: [&Setting; 9] = [
     &WORKER_CPU_PATH,

@@ -30,7 +30,7 @@ use tower::{Service, ServiceExt};
 use self::answers::Answers;
 use self::openai::answer::{Format, Head, TokenIds};
 use self::openai::parameters::{Delivery, Parameters};
-use crate::ask::{Ask, Call};
+use crate::ask::{Ask, Call, Standing};
 use crate::config::RouterConfig;
 use crate::dispatch::{Dispatch, affinity};
 use crate::engine::native::CallMetadata;
@@ -68,6 +68,7 @@ pub(crate) struct Incoming {
     /// The whole time from start to deadline, as the client was promised it.
     pub(crate) timeout: Duration,
     pub(crate) metadata: CallMetadata,
+    standing: Standing,
     /// The client's name for the session that this request belongs to.
     session: Option<String>,
 }
@@ -81,6 +82,7 @@ impl Gateway {
         let record = RequestRecord::of(&parts.extensions);
         let timeout = self.config.request_timeout(asked_timeout(&parts.headers)?);
         let deadline = record.started() + timeout;
+        let standing = Standing::of(&parts.headers)?;
         let reading = body::read(&parts.headers, body, self.config.body_bytes_max());
         let reading = body::in_time(reading, body::READ_TIMEOUT, &self.drain);
         let bytes = tokio::time::timeout_at(deadline.into(), reading)
@@ -97,7 +99,7 @@ impl Gateway {
             CallMetadata { timeout: deadline.saturating_duration_since(received), traceparent };
         let session = parts.headers.get(X_SESSION_ID).and_then(|value| value.to_str().ok());
         let session = session.map(str::to_owned);
-        Ok(Incoming { record, body, received, deadline, timeout, metadata, session })
+        Ok(Incoming { record, body, received, deadline, timeout, metadata, standing, session })
     }
 
     /// Runs `generates` (one per prompt) and answers in `F`'s layout.
@@ -145,7 +147,7 @@ impl Gateway {
         generates: Vec<Generate>,
     ) -> Result<Vec<TokenStream>, RouterError> {
         let draw = generates.first().map_or(0, |first| incoming.draw(&first.model));
-        let Incoming { received, deadline, timeout, metadata, .. } = incoming;
+        let Incoming { received, deadline, timeout, metadata, standing, .. } = incoming;
         try_join_all(generates.into_iter().map(|generate| {
             let mut service = self.generate.clone();
             let call = Call {
@@ -155,6 +157,7 @@ impl Gateway {
                 timeout,
                 metadata: metadata.clone(),
                 draw,
+                standing,
                 excluded: Vec::new(),
                 resume: None,
             };

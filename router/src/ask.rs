@@ -6,12 +6,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use http::{HeaderMap, HeaderName, header};
 use phalanx_proto::fault::Fault;
 use phalanx_proto::generate::{ChoiceProgress, Generate, Input, Stopping};
 use phalanx_proto::id::{MemberId, ModelName, Revision};
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::dispatch::cost::Work;
 use crate::engine::native::CallMetadata;
+use crate::queue::fair::{Flow, Priority};
 
 /// Tokens an answer is expected to have, where the client set no lower limit.
 pub(crate) const ANSWER_TOKENS_EXPECTED: u64 = 128;
@@ -29,6 +32,18 @@ pub(crate) struct Ask {
     pub(crate) native: Result<Arc<Generate>, Fault>,
 }
 
+const X_PRIORITY: HeaderName = HeaderName::from_static("x-priority");
+const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+/// The flow of those who show no credential: they share one.
+const ANONYMOUS: u64 = 0;
+
+/// Whom a request belongs to and how urgent it is, for when requests have to wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Standing {
+    pub(crate) flow: Flow,
+    pub(crate) priority: Priority,
+}
+
 /// One ask on its way through the second stack.
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
@@ -41,6 +56,7 @@ pub(crate) struct Call {
     pub(crate) metadata: CallMetadata,
     /// Which part of an alias' traffic it belongs to, in every attempt.
     pub(crate) draw: u64,
+    pub(crate) standing: Standing,
     /// Engines that failed this call already.
     pub(crate) excluded: Vec<MemberId>,
     /// What it goes on with, if another engine began to answer.
@@ -103,6 +119,26 @@ impl Resume {
     /// Tokens that the client has, of all choices.
     fn tokens(&self) -> u64 {
         self.progress.iter().map(|choice| choice.token_ids.len() as u64).sum()
+    }
+}
+
+// === impl Standing ===
+
+impl Standing {
+    /// What the headers say. Until clients are known by their keys, all credentials weigh the same.
+    pub(crate) fn of(headers: &HeaderMap) -> Result<Self, Fault> {
+        let credential = headers.get(header::AUTHORIZATION).or_else(|| headers.get(&X_API_KEY));
+        let key = credential.map_or(ANONYMOUS, |credential| xxh3_64(credential.as_bytes()));
+        let priority = match headers.get(&X_PRIORITY) {
+            None => Priority::Normal,
+            Some(value) => (Priority::ALL.into_iter())
+                .find(|priority| value.as_bytes() == priority.as_str().as_bytes())
+                .ok_or_else(|| {
+                    let message = format!("must be high, normal or low, got {value:?}");
+                    Fault::invalid(X_PRIORITY.as_str(), message)
+                })?,
+        };
+        Ok(Self { flow: Flow { key, weight: 1 }, priority })
     }
 }
 

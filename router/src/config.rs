@@ -6,9 +6,12 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-pub use self::faults::{RawBreaker, RawRetry};
+pub use self::faults::{RawBreaker, RawDispatch, RawRetry};
+
+use self::faults::DispatchLimits;
 
 use crate::dispatch::health::HealthPolicy;
+use crate::engine::Surroundings;
 use crate::retry::RetryPolicy;
 
 /// Where clients connect by default: this machine alone, so that nothing is exposed unasked.
@@ -48,6 +51,8 @@ pub struct RawRouter {
     pub breaker: RawBreaker,
     /// Section `[retry]`.
     pub retry: RawRetry,
+    /// Section `[dispatch]`.
+    pub dispatch: RawDispatch,
 }
 
 /// A setting that cannot be used.
@@ -76,6 +81,7 @@ pub struct RouterConfig {
     drain_timeout: Duration,
     health: HealthPolicy,
     retry: RetryPolicy,
+    dispatch: DispatchLimits,
 }
 
 /// Collects every setting that is out of its limits.
@@ -110,6 +116,16 @@ impl RouterConfig {
 
     pub(crate) const fn health(&self) -> HealthPolicy {
         self.health
+    }
+
+    pub(crate) const fn queue_max(&self) -> usize {
+        self.dispatch.queue_max
+    }
+
+    /// What engines find around them.
+    pub(crate) fn surroundings(&self) -> Surroundings {
+        let requests_max = self.dispatch.engine_requests_max;
+        Surroundings { policy: self.health, requests_max, ..Surroundings::default() }
     }
 
     pub(crate) const fn retry(&self) -> RetryPolicy {
@@ -166,6 +182,7 @@ impl TryFrom<RawRouter> for RouterConfig {
         }
         let health = raw.breaker.validate(&mut limits);
         let retry = raw.retry.validate(&mut limits);
+        let dispatch = raw.dispatch.validate(&mut limits);
         if !limits.errors.is_empty() {
             return Err(limits.errors);
         }
@@ -181,6 +198,7 @@ impl TryFrom<RawRouter> for RouterConfig {
             drain_timeout: Duration::from_millis(drain),
             health,
             retry,
+            dispatch,
         })
     }
 }

@@ -6,7 +6,8 @@
 //! reports, and their silence ── listen
 //! ```
 //! An alias' traffic is divided by `affinity`. Engines that fail (`breaker`) or lag far behind their peers (`pace`) are no
-//! candidates, as `health` knows. A prefix index adds a term to the cost; it belongs here, unseen by `api`.
+//! candidates, as `health` knows. While all of them are full (`saturation`), requests wait in the
+//! [`queue`](crate::queue). A prefix index adds a term to the cost; it belongs here, unseen by `api`.
 
 pub(crate) mod affinity;
 pub(crate) mod breaker;
@@ -19,6 +20,8 @@ pub(crate) mod health;
 pub(crate) mod lateness;
 pub(crate) mod listen;
 pub(crate) mod pace;
+pub(crate) mod room;
+pub(crate) mod saturation;
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -45,6 +48,7 @@ use crate::engine::{Engine, Kind, native};
 use crate::error::{Progress, RouterError};
 use crate::meter::Meter;
 use crate::metrics::RouterMetrics;
+use crate::queue::Queue;
 use crate::reply::{Placement, Reply};
 use crate::stream::{Leg, TokenStream};
 
@@ -57,7 +61,17 @@ pub(crate) const LOOK_AROUND_EVERY: Duration = Duration::from_millis(250);
 pub(crate) struct Dispatch {
     fleet: Arc<ArcSwap<Fleet>>,
     rotation: Arc<AtomicUsize>,
+    queue: Queue,
     metrics: RouterMetrics,
+}
+
+/// Which engines a request may be sent to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fullness {
+    /// Only those with room for it.
+    Minded,
+    /// Full ones too.
+    Ignored,
 }
 
 /// The engine chosen, and what the request will call the model there.
@@ -68,6 +82,7 @@ pub(crate) struct Choice {
 }
 
 /// A request on its way to an engine, its work on the books.
+#[derive(Debug)]
 pub(crate) struct Assignment {
     pub(crate) engine: Arc<Engine>,
     pub(crate) trial: Trial,
@@ -77,6 +92,7 @@ pub(crate) struct Assignment {
 }
 
 /// What the engine is sent, in the form that it takes.
+#[derive(Debug)]
 pub(crate) enum Sending {
     Native { worker: Arc<Native>, message: Box<pb::GenerateRequest> },
 }
@@ -84,8 +100,12 @@ pub(crate) enum Sending {
 // === impl Dispatch ===
 
 impl Dispatch {
-    pub(crate) fn new(fleet: Arc<ArcSwap<Fleet>>, metrics: RouterMetrics) -> Self {
-        Self { fleet, rotation: Arc::default(), metrics }
+    pub(crate) fn new(fleet: Arc<ArcSwap<Fleet>>, queue: Queue, metrics: RouterMetrics) -> Self {
+        Self { fleet, rotation: Arc::default(), queue, metrics }
+    }
+
+    pub(crate) const fn queue(&self) -> &Queue {
+        &self.queue
     }
 
     /// The current fleet.
@@ -103,8 +123,7 @@ impl Dispatch {
     ) -> Result<Choice, RouterError> {
         let fleet = self.fleet.load();
         let route = fleet.route(name, draw, excluded).ok_or_else(|| fleet.unknown(name))?;
-        self.choose_on(route, work, excluded)
-            .ok_or_else(|| RouterError::NoWorker { model: name.clone() })
+        self.choose_on(route, work, excluded, Fullness::Ignored)
     }
 
     /// Whether an engine that is well, and none of `excluded`, could take `call`.
@@ -115,13 +134,47 @@ impl Dispatch {
         candidates.is_some_and(|others| others.engines.iter().any(|other| other.is_heard()))
     }
 
-    fn choose_on(&self, route: Route<'_>, work: Work, excluded: &[MemberId]) -> Option<Choice> {
+    fn choose_on(
+        &self,
+        route: Route<'_>,
+        work: Work,
+        excluded: &[MemberId],
+        fullness: Fullness,
+    ) -> Result<Choice, RouterError> {
         let rotation = self.rotation.fetch_add(1, Ordering::Relaxed);
-        let Candidates { engines, admission } = route.candidates(excluded, Instant::now());
+        let now = Instant::now();
+        let Candidates { mut engines, admission } = route.candidates(excluded, now);
+        if fullness == Fullness::Minded && !engines.is_empty() {
+            engines.retain(|engine| engine.has_room(now));
+            if engines.is_empty() {
+                return Err(RouterError::Saturated { model: route.model.clone() });
+            }
+        }
         let offers: Vec<Offer> = engines.iter().map(|engine| engine.offer()).collect();
-        let chosen = cost::choose(&offers, work, rotation)?;
+        let chosen = cost::choose(&offers, work, rotation)
+            .ok_or_else(|| RouterError::NoWorker { model: route.model.clone() })?;
         let (engine, model) = (Arc::clone(engines[chosen]), route.model.clone());
-        Some(Choice { engine, model, admission })
+        Ok(Choice { engine, model, admission })
+    }
+
+    /// Puts `call` on the books of the engine that answers it soonest, once one has room and all who waited before
+    /// have been served.
+    ///
+    /// # Errors
+    /// Why no engine can take it, or why it is not to wait.
+    pub(crate) async fn admit(&self, call: &Call) -> Result<Assignment, RouterError> {
+        if call.resume.is_some() || !self.queue.has_line(&call.ask.model) {
+            match self.assign(call) {
+                Err(RouterError::Saturated { .. }) => {}
+                assignment => return assignment,
+            }
+        }
+        let usual = {
+            let fleet = self.fleet.load();
+            let route = fleet.route(&call.ask.model, call.draw, &call.excluded);
+            route.and_then(|route| route.usual(call.ask.work.prefill_tokens))
+        };
+        self.queue.wait(call, usual).await
     }
 
     /// Puts `call` on the books of the engine that answers it soonest.
@@ -132,14 +185,16 @@ impl Dispatch {
     pub(crate) fn assign(&self, call: &Call) -> Result<Assignment, RouterError> {
         let fleet = self.fleet.load();
         let name = &call.ask.model;
+        // The rest of an answer was let in with its beginning, and its client is waiting in mid-sentence.
+        let is_rest = call.resume.is_some();
+        let fullness = if is_rest { Fullness::Ignored } else { Fullness::Minded };
         let mut excluded = Cow::from(&call.excluded);
         loop {
             let route = route_of(&fleet, call, &excluded).ok_or_else(|| fleet.unknown(name))?;
-            let choice = self.choose_on(route, call.work(), &excluded);
-            let choice = choice.ok_or_else(|| RouterError::NoWorker { model: name.clone() })?;
+            let choice = self.choose_on(route, call.work(), &excluded, fullness)?;
             let id = choice.engine.id();
             if let Some(assignment) = Assignment::new(choice, call)? {
-                if !call.excluded.is_empty() && call.resume.is_none() {
+                if !call.excluded.is_empty() && !is_rest {
                     assignment.can_be_in_time(call.deadline)?;
                 }
                 return Ok(assignment);
@@ -153,7 +208,7 @@ impl Dispatch {
     pub(crate) fn assign_shadow(&self, call: &Call) -> Option<Assignment> {
         let fleet = self.fleet.load();
         let route = fleet.shadow(&call.ask.model)?;
-        let choice = self.choose_on(route, call.ask.work, &[])?;
+        let choice = self.choose_on(route, call.ask.work, &[], Fullness::Minded).ok()?;
         Assignment::new(choice, call).ok().flatten()
     }
 
@@ -279,9 +334,10 @@ impl Service<Call> for Dispatch {
     }
 
     fn call(&mut self, call: Call) -> Self::Future {
-        match self.assign(&call) {
-            Ok(assignment) => self.begin(assignment, &call),
-            Err(error) => Box::pin(std::future::ready(Err(error))),
-        }
+        let this = self.clone();
+        Box::pin(async move {
+            let assignment = this.admit(&call).await?;
+            this.begin(assignment, &call).await
+        })
     }
 }

@@ -10,6 +10,7 @@ pub(crate) mod native;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Instant;
 
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
@@ -23,6 +24,8 @@ use crate::ask::ANSWER_TOKENS_EXPECTED;
 use crate::dispatch::cost::{Estimate, Offer, Work};
 use crate::dispatch::credit::{Credit, CreditGuard};
 use crate::dispatch::health::{Health, HealthPolicy};
+use crate::dispatch::room::Room;
+use crate::dispatch::saturation::Saturation;
 
 /// Who an engine is: to this process, and to people.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,7 +43,22 @@ pub(crate) struct Engine {
     load: Load,
     pub(crate) health: Arc<Health>,
     credit: Arc<Credit>,
+    requests_max: Option<u64>,
+    room: Arc<Room>,
     estimate: Mutex<Estimate>,
+}
+
+/// What all engines of a router have in common.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Surroundings {
+    /// What their silence is counted by.
+    pub(crate) clock: Arc<WakingClock>,
+    /// What their failures are judged by.
+    pub(crate) policy: HealthPolicy,
+    /// Most requests that this router has at one engine; none: as many as it computes at once.
+    pub(crate) requests_max: Option<u64>,
+    /// Told when one of them may take more.
+    pub(crate) room: Arc<Room>,
 }
 
 /// How an engine is reached.
@@ -55,6 +73,10 @@ pub(crate) enum Kind {
 struct Load {
     draining: AtomicBool,
     sequences: AtomicU32,
+    /// Of these, what other routers sent.
+    others: AtomicU32,
+    /// [`Saturation`], packed.
+    saturation: AtomicU32,
     prefill_backlog_tokens: AtomicU64,
 }
 
@@ -76,22 +98,19 @@ impl fmt::Display for Identity {
 // === impl Engine ===
 
 impl Engine {
-    /// The engine of a registration; down until its link is up. Its silence is counted by `clock`, its failures are
-    /// judged by `policy`.
-    pub(crate) fn of_member(
-        member: &Member,
-        clock: Arc<WakingClock>,
-        policy: HealthPolicy,
-    ) -> Self {
+    /// The engine of a registration; down until its link is up.
+    pub(crate) fn of_member(member: &Member, around: &Surroundings) -> Self {
         let identity = Identity::of_member(member.id);
-        let health = Arc::new(Health::new(identity.clone(), member.models.len(), policy));
+        let health = Arc::new(Health::new(identity.clone(), member.models.len(), around.policy));
         Self {
             identity,
             health,
             models: member.models.clone(),
-            kind: Kind::Native(Arc::new(Native::new(member, clock))),
+            kind: Kind::Native(Arc::new(Native::new(member, Arc::clone(&around.clock)))),
             load: Load::default(),
-            credit: Arc::default(),
+            credit: Arc::new(Credit::new(Arc::clone(&around.room))),
+            requests_max: around.requests_max,
+            room: Arc::clone(&around.room),
             estimate: Mutex::default(),
         }
     }
@@ -164,6 +183,22 @@ impl Engine {
         if (sequences, backlog) != (sequences_before, backlog_before) {
             native.hearing.stepped();
         }
+        let ours = u32::try_from(self.requests()).unwrap_or(u32::MAX);
+        self.load.others.store(sequences.saturating_sub(ours), Ordering::Relaxed);
+        let mut saturation = Saturation::unpacked(self.load.saturation.load(Ordering::Relaxed));
+        saturation.report(load.running, load.waiting);
+        self.load.saturation.store(saturation.packed(), Ordering::Relaxed);
+        self.room.freed();
+    }
+
+    /// Whether it would begin with a further request at once, or nearly.
+    pub(crate) fn has_room(&self, now: Instant) -> bool {
+        let ours = self.requests();
+        let sequences = ours + u64::from(self.load.others.load(Ordering::Relaxed));
+        let saturation = Saturation::unpacked(self.load.saturation.load(Ordering::Relaxed));
+        self.requests_max.is_none_or(|max| ours < max)
+            && !saturation.is_reached(sequences)
+            && !self.health.asked_for_pause(now)
     }
 
     /// What dispatch compares.

@@ -56,6 +56,11 @@ pub(crate) enum RouterError {
         predicted.as_millis()
     )]
     DeadlineUnreachable { predicted: Duration, left: Duration },
+    /// Every engine of the model is full. The queue takes this for its sign; no client is told.
+    #[error("every engine of model `{model}` is full")]
+    Saturated { model: ModelName },
+    #[error("every engine is full, and {waiting_max} requests wait for the model already")]
+    QueueFull { waiting_max: usize, retry_after: Duration },
     #[error("server is shutting down")]
     Draining,
     #[error("too many requests in progress, at most {limit} are served at once")]
@@ -154,6 +159,12 @@ impl RouterError {
                 verdict(StatusCode::SERVICE_UNAVAILABLE, Some("deadline_unreachable"), soon())
             }
             Self::Draining => verdict(StatusCode::SERVICE_UNAVAILABLE, Some("draining"), soon()),
+            Self::Saturated { .. } => {
+                verdict(StatusCode::SERVICE_UNAVAILABLE, Some("overloaded"), soon())
+            }
+            Self::QueueFull { retry_after, .. } => {
+                verdict(StatusCode::SERVICE_UNAVAILABLE, Some("overloaded"), After(*retry_after))
+            }
             Self::Overloaded { .. } => {
                 verdict(StatusCode::SERVICE_UNAVAILABLE, Some("overloaded"), soon())
             }

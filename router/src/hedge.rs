@@ -60,7 +60,7 @@ impl Hedge {
         if call.excluded.is_empty() {
             self.budget.lock().earn();
         }
-        let assignment = dispatch.assign(call)?;
+        let assignment = dispatch.admit(call).await?;
         let (engine, usual) = (assignment.engine.id(), assignment.trial.usual());
         let sent = Instant::now();
         let first = dispatch.begin(assignment, call);

@@ -6,7 +6,8 @@
 //!                          stack.rs puts both together     view ──► fleet ◄── engine/link ◄── events
 //! ```
 //! Reading order: `stack` (both stacks), `server` (listens, drains), `api` (one endpoint a file), then the generate
-//! stack: what goes down it (`ask`), then from the outside `deadline`, `shadow`, `migrate`, `retry` (and `hedge`), `dispatch` (chooses), `engine`
+//! stack: what goes down it (`ask`), then from the outside `deadline`, `shadow`, `migrate`, `retry` (and `hedge`),
+//! `dispatch` (chooses, or lets wait in `queue`), `engine`
 //! (calls), and what comes back (`reply`, `stream`, `meter`). `error` is the only map to HTTP; `record` keeps the books on each request.
 //!
 //! Deliberately absent: a tokenizer, the engine, and anything that must survive a restart.
@@ -29,10 +30,11 @@ mod engine;
 mod hedge;
 mod meter;
 mod migrate;
+mod queue;
 mod reply;
 mod retry;
 mod shadow;
 mod stream;
 
-pub use self::config::{ConfigError, RawBreaker, RawRetry, RawRouter, RouterConfig};
+pub use self::config::{ConfigError, RawBreaker, RawDispatch, RawRetry, RawRouter, RouterConfig};
 pub use self::server::{Router, StartError};

@@ -14,7 +14,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::registry::Unit;
+use prometheus_client::registry::{Registry, Unit};
 
 use crate::dispatch::breaker::BreakerState;
 use crate::dispatch::fleet::Fleet;
@@ -38,6 +38,12 @@ pub(crate) struct HedgeLabels {
     pub(crate) result: &'static str,
 }
 
+/// Why a request was not let into the queue, or was put out of it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct RefusalLabels {
+    pub(crate) reason: &'static str,
+}
+
 /// An engine's labels.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct WorkerLabels {
@@ -55,6 +61,9 @@ pub(crate) struct RouterMetrics {
     pub(crate) prompt_tokens: Counter,
     pub(crate) cached_tokens: Counter,
     pub(crate) generated_tokens: Counter,
+    pub(crate) queue_depth: Gauge,
+    pub(crate) queue_wait: Histogram,
+    pub(crate) queue_refusals: Family<RefusalLabels, Counter>,
     pub(crate) retries: Counter,
     pub(crate) retries_refused: Counter,
     pub(crate) hedges: Family<HedgeLabels, Counter>,
@@ -90,6 +99,9 @@ impl RouterMetrics {
             prompt_tokens: Counter::default(),
             cached_tokens: Counter::default(),
             generated_tokens: Counter::default(),
+            queue_depth: Gauge::default(),
+            queue_wait: Histogram::new(exponential_buckets(0.001, 2.0, 17)),
+            queue_refusals: Family::default(),
             retries: Counter::default(),
             retries_refused: Counter::default(),
             hedges: Family::default(),
@@ -128,18 +140,8 @@ impl RouterMetrics {
                 all.cached_tokens,
             );
             registry.register("generated_tokens", "Tokens generated", all.generated_tokens);
-            registry.register("retries", "Attempts after the first, before any token", all.retries);
             registry.register("migrations", "Streams gone on at another worker", all.migrations);
-            registry.register(
-                "retries_refused",
-                "Attempts that were not made because the budget was spent",
-                all.retries_refused,
-            );
-            registry.register(
-                "hedges",
-                "Late requests, by what became of a second engine",
-                all.hedges,
-            );
+            created.register_attempts(registry);
             registry.register(
                 "shadow_requests",
                 "Copies of requests for the shadows of aliases, by what became of them",
@@ -156,6 +158,40 @@ impl RouterMetrics {
         self.prompt_tokens.inc_by(usage.prompt_tokens.into());
         self.cached_tokens.inc_by(usage.cached_tokens.into());
         self.generated_tokens.inc_by(usage.completion_tokens.into());
+    }
+
+    fn register_attempts(&self, registry: &mut Registry) {
+        registry.register(
+            "retries",
+            "Attempts after the first, before any token",
+            self.retries.clone(),
+        );
+        registry.register(
+            "retries_refused",
+            "Attempts that were not made because the budget was spent",
+            self.retries_refused.clone(),
+        );
+        registry.register(
+            "hedges",
+            "Late requests, by what became of a second engine",
+            self.hedges.clone(),
+        );
+        registry.register(
+            "queue_depth",
+            "Requests that wait because every engine of their model is full",
+            self.queue_depth.clone(),
+        );
+        registry.register_with_unit(
+            "queue_wait",
+            "What requests waited that had to",
+            Unit::Seconds,
+            self.queue_wait.clone(),
+        );
+        registry.register(
+            "queue_refusals",
+            "Requests that were not to wait, by why",
+            self.queue_refusals.clone(),
+        );
     }
 
     /// Counts one more request in progress until the guard is dropped.

@@ -28,6 +28,7 @@ use crate::config::RouterConfig;
 use crate::dispatch::fleet::Fleet;
 use crate::dispatch::{Dispatch, follow, listen};
 use crate::metrics::{RouterMetrics, register_staleness};
+use crate::queue::{self, Queue};
 use crate::stack::{Admission, generate_stack, http_stack};
 
 /// A client sends its headers at once; one that does not holds a connection for nothing.
@@ -68,6 +69,7 @@ pub struct Router {
     app: axum::Router,
     view: watch::Receiver<Arc<ClusterView>>,
     fleet: Arc<ArcSwap<Fleet>>,
+    dispatch: Dispatch,
     metrics: Metrics,
     permits: Arc<Semaphore>,
     drain: Drain,
@@ -92,9 +94,12 @@ impl Router {
         let listener = TcpListener::bind(config.listen()).await.map_err(failed)?;
         let local_addr = listener.local_addr().map_err(failed)?;
         let config = Arc::new(config);
-        let fleet = Arc::new(ArcSwap::from_pointee(Fleet::new(config.health())));
+        let around = config.surroundings();
+        let room = Arc::clone(&around.room);
+        let fleet = Arc::new(ArcSwap::from_pointee(Fleet::new(around)));
         let router_metrics = RouterMetrics::new(metrics, Arc::clone(&fleet));
-        let dispatch = Dispatch::new(Arc::clone(&fleet), router_metrics.clone());
+        let queue = Queue::new(room, config.queue_max(), router_metrics.clone());
+        let dispatch = Dispatch::new(Arc::clone(&fleet), queue, router_metrics.clone());
         let (stop, own_drain) = drain::channel();
         let permits = Arc::new(Semaphore::new(config.concurrency_max()));
         let gateway = Gateway {
@@ -105,7 +110,7 @@ impl Router {
                 router_metrics.clone(),
                 own_drain,
             ),
-            dispatch,
+            dispatch: dispatch.clone(),
             drain: drain.clone(),
             metrics: metrics.clone(),
             // A clock before 1970 is broken; 0 says so.
@@ -119,7 +124,19 @@ impl Router {
         };
         let app = http_stack(gateway, admission);
         let metrics = metrics.clone();
-        Ok(Self { config, listener, local_addr, app, view, fleet, metrics, permits, drain, stop })
+        Ok(Self {
+            config,
+            listener,
+            local_addr,
+            app,
+            view,
+            fleet,
+            dispatch,
+            metrics,
+            permits,
+            drain,
+            stop,
+        })
     }
 
     /// Reports the age of the cluster view, read from `staleness`, among the metrics.
@@ -139,12 +156,14 @@ impl Router {
 
     /// Serves until drained.
     pub async fn run(self) {
-        let Self { config, listener, app, view, fleet, permits, drain, stop, .. } = self;
+        let Self { config, listener, app, view, fleet, dispatch, permits, drain, stop, .. } = self;
         let graceful = GracefulShutdown::new();
         let closed = CancellationToken::new();
         let _closed = closed.clone().drop_guard();
         let listener_of_workers = tokio::spawn(listen::listen(Arc::clone(&fleet)));
         let _listener_of_workers = AbortOnDrop(listener_of_workers.abort_handle());
+        let queue = tokio::spawn(queue::serve(dispatch));
+        let _queue = AbortOnDrop(queue.abort_handle());
         let follower = tokio::spawn(follow::follow(view, fleet));
         let _follower = AbortOnDrop(follower.abort_handle());
         let acceptor = Acceptor {

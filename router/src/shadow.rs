@@ -42,7 +42,7 @@ enum Outcome {
     Failed,
     /// Its request's deadline came first.
     DeadlineExceeded,
-    /// No worker serves the shadow.
+    /// No worker serves the shadow, or none has room.
     NoWorker,
     /// [`SHADOWS_MAX`] others are in progress.
     Dropped,

@@ -1,4 +1,4 @@
-//! What the router does about engines that fail: sections `[breaker]` and `[retry]`.
+//! What the router does about engines that fail or are full: sections `[breaker]`, `[retry]` and `[dispatch]`.
 
 use std::time::Duration;
 
@@ -28,6 +28,8 @@ const DEFAULT_RETRY_PERCENT: u64 = 20;
 const DEFAULT_RETRY_FLOOR: u64 = 10;
 /// One request in twenty is late; most of the gain is in the latest ones.
 const DEFAULT_HEDGE_PERCENT: u64 = 2;
+/// Some minutes of work for a small fleet, and a few MiB of requests.
+const DEFAULT_QUEUE_MAX: u64 = 1_024;
 const HOUR_MS: u64 = 3_600_000;
 
 /// Section `[breaker]` as the user wrote it.
@@ -64,6 +66,23 @@ pub struct RawRetry {
     pub hedge: bool,
     /// Second engines per hundred requests.
     pub hedge_budget_percent: Option<u64>,
+}
+
+/// Section `[dispatch]` as the user wrote it.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawDispatch {
+    /// Most requests that wait for one model while its engines are full.
+    pub queue_max: Option<u64>,
+    /// Most requests of this router at one engine; 0: as many as it computes at once.
+    pub engine_requests_max: Option<u64>,
+}
+
+/// How many requests wait where.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct DispatchLimits {
+    pub(super) queue_max: usize,
+    pub(super) engine_requests_max: Option<u64>,
 }
 
 // === impl RawBreaker ===
@@ -125,6 +144,22 @@ impl RawRetry {
             share: share(percent),
             floor_per_second: f64::from(count(floor)),
             hedge_share: self.hedge.then(|| share(hedge)),
+        }
+    }
+}
+
+// === impl RawDispatch ===
+
+impl RawDispatch {
+    pub(super) fn validate(&self, limits: &mut Limits) -> DispatchLimits {
+        limits.section = "dispatch";
+        let queue_max = self.queue_max.unwrap_or(DEFAULT_QUEUE_MAX);
+        let queue_max = limits.number("queue_max", queue_max, 0, 1 << 20);
+        let engine_max = self.engine_requests_max.unwrap_or(0);
+        let engine_max = limits.number("engine_requests_max", engine_max, 0, 1 << 20);
+        DispatchLimits {
+            queue_max: usize::try_from(queue_max).unwrap_or(usize::MAX),
+            engine_requests_max: (engine_max > 0).then_some(engine_max),
         }
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::cost::Work;
+use super::room::Room;
 
 /// One engine's outstanding work, as this router sent it.
 #[derive(Debug, Default)]
@@ -11,6 +12,8 @@ pub(crate) struct Credit {
     prefill_tokens: AtomicU64,
     decode_tokens: AtomicU64,
     requests: AtomicU64,
+    /// Told when a request ends.
+    room: Arc<Room>,
 }
 
 /// One request's share of an engine's [`Credit`]. What is left of it is taken back on drop.
@@ -23,6 +26,11 @@ pub(crate) struct CreditGuard {
 // === impl Credit ===
 
 impl Credit {
+    /// Nothing outstanding; `room` is told when a request ends.
+    pub(crate) fn new(room: Arc<Room>) -> Self {
+        Self { room, ..Self::default() }
+    }
+
     /// What is outstanding now.
     pub(crate) fn outstanding(&self) -> Work {
         Work {
@@ -72,6 +80,7 @@ impl Drop for CreditGuard {
         self.prefill_done();
         self.decoded(u64::MAX);
         self.credit.requests.fetch_sub(1, Ordering::Relaxed);
+        self.credit.room.freed();
     }
 }
 

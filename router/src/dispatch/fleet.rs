@@ -2,16 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use phalanx_proto::id::{MemberId, ModelName, Revision};
 use phalanx_proto::view::{AliasTarget, ClusterView, MemberRole, MemberState};
 
 use super::affinity::by_weight;
-use super::health::{Admission, HealthPolicy};
-use super::pace::Usual;
-use crate::engine::Engine;
+use super::health::Admission;
+use super::pace::{Usual, WorkClass};
 use crate::engine::hearing::WakingClock;
+use crate::engine::{Engine, Surroundings};
 use crate::error::RouterError;
 
 /// A snapshot of the routable cluster; a new view makes a new one.
@@ -21,9 +21,8 @@ pub(crate) struct Fleet {
     engines: BTreeMap<MemberId, Arc<Engine>>,
     /// Engines of members in state ready, by the models they serve.
     ready: HashMap<ModelName, Vec<Arc<Engine>>>,
-    /// What the engines' silence is counted by, the same in every snapshot.
-    clock: Arc<WakingClock>,
-    policy: HealthPolicy,
+    /// The same in every snapshot.
+    around: Surroundings,
 }
 
 /// What the driver must do to follow a new fleet.
@@ -62,23 +61,21 @@ pub(crate) struct Listing {
 // === impl Fleet ===
 
 impl Fleet {
-    /// A fleet without engines, which judges those to come by `policy`.
-    pub(crate) fn new(policy: HealthPolicy) -> Self {
-        Self { policy, ..Self::default() }
+    /// A fleet without engines; those to come will be in these surroundings.
+    pub(crate) fn new(around: Surroundings) -> Self {
+        Self { around, ..Self::default() }
     }
 
     /// The fleet that `view` describes; engines whose registration did not change are kept.
     pub(crate) fn next(&self, view: Arc<ClusterView>) -> (Self, Changes) {
-        let clock = Arc::clone(&self.clock);
-        let mut fleet = Self { view, clock, ..Self::new(self.policy) };
+        let mut fleet = Self { view, ..Self::new(self.around.clone()) };
         let mut changes = Changes::default();
         let workers = fleet.view.members.values().filter(|m| m.role == MemberRole::Worker);
         for member in workers {
             let kept = self.engines.get(&member.id).filter(|engine| engine.is_of(member));
             let engine = kept.map_or_else(
                 || {
-                    let clock = Arc::clone(&self.clock);
-                    let engine = Arc::new(Engine::of_member(member, clock, self.policy));
+                    let engine = Arc::new(Engine::of_member(member, &self.around));
                     changes.opened.push(Arc::clone(&engine));
                     engine
                 },
@@ -238,7 +235,7 @@ impl Fleet {
 
     /// What the engines' silence is counted by.
     pub(crate) fn clock(&self) -> &WakingClock {
-        &self.clock
+        &self.around.clock
     }
 
     /// Whether any model can be served now.
@@ -264,6 +261,14 @@ impl<'a> Route<'a> {
         engines.retain(|engine| (is_panic || engine.health.admits(now)) && !is_excluded(engine));
         let admission = if is_panic { Admission::Panic } else { Admission::Healthy };
         Candidates { engines, admission }
+    }
+
+    /// What a first event usually takes for a prompt of so many tokens, at an engine that begins with it at once.
+    pub(crate) fn usual(self, prefill_tokens: u64) -> Option<Duration> {
+        let class = WorkClass::of(prefill_tokens);
+        // It is the same for all of them.
+        self.serving()
+            .find_map(|engine| engine.health.usual(engine.model_index(self.model)?, class))
     }
 
     /// Engines registered for the model at the revision asked for.

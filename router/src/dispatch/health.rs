@@ -24,6 +24,11 @@ const SILENCE_BLAMED_MIN: Duration = Duration::from_secs(1);
 /// And for so many times the usual time to a first event, where that is known: long prompts take long.
 const SILENCE_BLAMED_RATIO: f64 = 3.0;
 
+/// How long an engine is spared that says it is busy, and not for how long.
+const PAUSE_DEFAULT: Duration = Duration::from_millis(500);
+/// And at the most, whatever it says: it may have room sooner, and only asking tells.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+
 /// When engines are ejected.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct HealthPolicy {
@@ -40,6 +45,9 @@ pub(crate) struct Health {
     breaker: Mutex<Breaker>,
     /// What dispatch reads of the breaker for each request, of thousands of engines.
     is_closed: AtomicBool,
+    /// Until when it asked to be spared.
+    pause: Mutex<Option<Instant>>,
+    is_paused: AtomicBool,
     /// One for each model it serves.
     paces: Box<[Mutex<Pace>]>,
 }
@@ -76,6 +84,8 @@ impl Health {
             policy,
             breaker: Mutex::new(breaker),
             is_closed: AtomicBool::new(true),
+            pause: Mutex::default(),
+            is_paused: AtomicBool::new(false),
             paces: (0..models).map(|_| Mutex::default()).collect(),
         }
     }
@@ -90,7 +100,7 @@ impl Health {
     }
 
     /// What a first event usually takes for such work, of the model with this index.
-    fn usual(&self, model: usize, class: WorkClass) -> Option<Duration> {
+    pub(crate) fn usual(&self, model: usize, class: WorkClass) -> Option<Duration> {
         self.paces.get(model)?.lock().usual(class)
     }
 
@@ -118,6 +128,23 @@ impl Health {
             tracing::warn!(worker = %self.engine, "worker is far slower than its peers, ejected");
         }
         is_new
+    }
+
+    /// Whether it said that it is busy, and when to come back.
+    pub(crate) fn asked_for_pause(&self, now: Instant) -> bool {
+        if !self.is_paused.load(Ordering::Relaxed) {
+            return false;
+        }
+        let mut pause = self.pause.lock();
+        *pause = pause.filter(|until| now < *until);
+        self.is_paused.store(pause.is_some(), Ordering::Relaxed);
+        pause.is_some()
+    }
+
+    fn pause(&self, asked: Option<Duration>, now: Instant) {
+        let mut pause = self.pause.lock();
+        *pause = Some(now + asked.unwrap_or(PAUSE_DEFAULT).min(PAUSE_MAX));
+        self.is_paused.store(true, Ordering::Relaxed);
     }
 
     fn record(&self, pass: Pass, outcome: Outcome, now: Instant) {
@@ -195,6 +222,9 @@ impl Trial {
 
     /// The engine did not answer to the end.
     pub(crate) fn failed(&mut self, fault: &Fault) {
+        if fault.code == FaultCode::Overloaded {
+            self.health.pause(fault.retry_after, Instant::now());
+        }
         self.outcome = match fault.code {
             // The transport cuts a call at its deadline, and reports that like a broken connection.
             _ if Instant::now() >= self.deadline => None,

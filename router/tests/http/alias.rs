@@ -113,7 +113,7 @@ async fn a_shadow_gets_a_copy_that_outlives_the_client_and_fails_nothing() {
     copying.send(usage(1)).await;
     counts(&cluster, "answered", 1).await;
 
-    let fault = Fault::new(FaultCode::Overloaded, "not now");
+    let fault = Fault::new(FaultCode::Internal, "out of memory");
     let (answer, ()) = tokio::join!(ask(&cluster, &[], ""), async {
         main.call().await.answer(&["x"]).await;
         shadow.call().await.refuse(to_status(&fault));

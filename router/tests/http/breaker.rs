@@ -147,7 +147,8 @@ async fn what_clients_cause_ejects_nobody() {
     ];
     for code in causes.iter().cycle().take(60) {
         let (answer, ()) = tokio::join!(cluster.chat(""), async {
-            worker.call().await.refuse(to_status(&Fault::new(*code, "no")));
+            let fault = Fault::new(*code, "no").with_retry_after(Duration::from_millis(1));
+            worker.call().await.refuse(to_status(&fault));
         });
         assert!(answer.status.as_u16() >= 400);
     }

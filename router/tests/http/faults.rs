@@ -73,7 +73,8 @@ async fn a_worker_that_dies_before_its_first_token_is_replaced_unseen() {
 async fn no_worker_is_asked_twice_and_the_last_refusal_is_told() {
     let mut worker = FakeWorker::start(7);
     let cluster = Cluster::start(&[&worker]).await;
-    for code in [FaultCode::Overloaded, FaultCode::StaleEpoch, FaultCode::Draining] {
+    // A worker that is overloaded is spared for the time it says, so it comes last.
+    for code in [FaultCode::StaleEpoch, FaultCode::Draining, FaultCode::Overloaded] {
         let fault =
             Fault::new(code, "not now").with_retry_after(std::time::Duration::from_millis(2500));
         let (answer, ()) = tokio::join!(cluster.chat(""), async {

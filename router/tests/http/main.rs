@@ -10,6 +10,7 @@ mod drain;
 mod endpoints;
 mod faults;
 mod migration;
+mod queue;
 mod retry;
 
 mod cluster;
