@@ -1,6 +1,7 @@
 //! Files that are there whole or not at all, whatever crashes: written under another name, synced, renamed,
 //! and their folder synced. Only their owner may read them.
 
+use std::fmt::Debug;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -24,39 +25,130 @@ pub struct FileError {
     pub source: io::Error,
 }
 
+/// What a disk does with files: this machine's, or one in a test that forgets what was not synced.
+pub trait Files: Debug + Send + Sync {
+    /// Creates a file that only its owner may read. Its bytes are on disk when this returns, its name may not be.
+    ///
+    /// # Errors
+    /// Whatever the disk says, also that there is such a file.
+    fn create(&self, path: &Path, bytes: &[u8]) -> io::Result<()>;
+
+    /// Gives a file another name, and takes that from whichever had it.
+    ///
+    /// # Errors
+    /// Whatever the disk says.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Removes a file.
+    ///
+    /// # Errors
+    /// Whatever the disk says, also that there is no such file.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+
+    /// The bytes of a file.
+    ///
+    /// # Errors
+    /// Whatever the disk says, also that there is no such file.
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
+
+    /// How many bytes a file has.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    fn size(&self, path: &Path) -> io::Result<u64>;
+
+    /// What is in a folder.
+    ///
+    /// # Errors
+    /// Whatever the disk says.
+    fn list(&self, folder: &Path) -> io::Result<Vec<PathBuf>>;
+
+    /// Creates a folder and those above it that are missing; their names are on disk when this returns.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    fn create_folder(&self, path: &Path) -> Result<(), FileError>;
+
+    /// Makes the names in a folder as durable as the files they name.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    fn sync_folder(&self, path: &Path) -> Result<(), FileError>;
+}
+
+/// The files of this machine.
+#[derive(Clone, Copy, Debug)]
+pub struct ThisDisk;
+
+impl Files for ThisDisk {
+    fn create(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let mut options = OpenOptions::new();
+        let mut file = options.write(true).create_new(true).mode(OWNER_ONLY).open(path)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        fs::read(path)
+    }
+
+    fn size(&self, path: &Path) -> io::Result<u64> {
+        fs::metadata(path).map(|metadata| metadata.len())
+    }
+
+    fn list(&self, folder: &Path) -> io::Result<Vec<PathBuf>> {
+        fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect()
+    }
+
+    fn create_folder(&self, path: &Path) -> Result<(), FileError> {
+        create_folder(path)
+    }
+
+    fn sync_folder(&self, path: &Path) -> Result<(), FileError> {
+        sync_folder(path)
+    }
+}
+
 /// Puts `bytes` at `path`, in place of what was there; on disk when this returns.
 ///
 /// # Errors
 /// [`FileError`]; whatever was at `path` is then still there, as it was.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    write_on(&ThisDisk, path, bytes)
+}
+
+/// As [`write`], on another disk.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_on(files: &dyn Files, path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     let mut name = path.as_os_str().to_owned();
     name.push(".");
     name.push(TEMPORARY_EXTENSION);
     let temporary = PathBuf::from(name);
-    let written = write_synced(&temporary, bytes).map_err(|source| FileError {
-        action: "write",
-        path: temporary.clone(),
-        source,
-    });
+    let cleared = match files.remove(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    };
+    let written = cleared.and_then(|()| files.create(&temporary, bytes));
+    let written = written.map_err(|source| failed("write", &temporary, source));
     let renamed = written.and_then(|()| {
-        fs::rename(&temporary, path).map_err(|source| failed("rename a file to", path, source))
+        files.rename(&temporary, path).map_err(|source| failed("rename a file to", path, source))
     });
     if let Err(error) = renamed {
         // It may not be there, and what failed is told already.
-        let _ = fs::remove_file(&temporary);
+        let _ = files.remove(&temporary);
         return Err(error);
     }
-    sync_folder(folder_of(path))
-}
-
-fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        Ok(()) | Err(_) => {}
-    }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(OWNER_ONLY).open(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
+    files.sync_folder(folder_of(path))
 }
 
 /// Creates a folder and those above it that are missing; their names are on disk when this returns.

@@ -5,10 +5,12 @@ use std::error::Error;
 use std::fmt::Debug;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioIo;
+use phalanx_chassis::whole_file::{Files, ThisDisk};
 use phalanx_proto::id::NodeId;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
@@ -32,6 +34,9 @@ pub(crate) trait Host: Debug + Send + Sync {
 
     /// Whether work that blocks may have a thread of its own.
     fn has_blocking_threads(&self) -> bool;
+
+    /// What snapshots and the cluster's id are kept with.
+    fn files(&self) -> Arc<dyn Files>;
 
     /// Opens the log of `node` in `folder`.
     fn open_log(&self, folder: &Path, node: NodeId) -> Result<OpenedLog, StoreError>;
@@ -67,6 +72,10 @@ impl Host for ThisMachine {
 
     fn has_blocking_threads(&self) -> bool {
         true
+    }
+
+    fn files(&self) -> Arc<dyn Files> {
+        Arc::new(ThisDisk)
     }
 
     fn open_log(&self, folder: &Path, node: NodeId) -> Result<OpenedLog, StoreError> {

@@ -175,7 +175,13 @@ mod tests {
     fn identity(folder: &Path, node: u64, configured: &[u64]) -> Identity {
         let configured = configured.iter().copied().map(NodeId).collect();
         let host = Arc::new(ThisMachine);
-        Identity::open(IdentityFile::new(folder), NodeId(node), configured, host).unwrap()
+        Identity::open(
+            IdentityFile::new(folder, ThisMachine.files()),
+            NodeId(node),
+            configured,
+            host,
+        )
+        .unwrap()
     }
 
     /// Node `from` of cluster `id` calls node `to`.

@@ -20,6 +20,10 @@ pub(crate) enum Bug {
     DedupSkipped,
     /// A snapshot that is installed is not shown to watchers.
     SnapshotUnannounced,
+    /// Where the ranks of a group meet may be said anew within an epoch.
+    RendezvousReplaced,
+    /// A snapshot is written under its name, which nobody syncs.
+    SnapshotInPlace,
 }
 
 /// Whether the fault is planted.

@@ -12,13 +12,17 @@
 //!
 //! `docs/testing/simulation.md` says how to run one seed and how to add a check.
 
+mod admin;
 mod check;
 mod clients;
 mod cluster;
+mod files;
 mod history;
 mod linear;
 mod machine;
 mod network;
+mod ranks;
+mod roster;
 pub(crate) mod runtime;
 mod scenario;
 mod tests;
@@ -27,7 +31,7 @@ mod watch;
 use std::cell::Cell;
 
 use self::cluster::Cluster;
-use self::history::History;
+use self::history::{History, Ms};
 use self::scenario::Scenario;
 use crate::planted::Bug;
 use crate::state::State;
@@ -41,6 +45,8 @@ thread_local! {
 struct Outcome {
     /// Of everything that happened.
     trace: blake3::Hash,
+    /// How long after the last fault a write was answered.
+    recovered_ms: Option<Ms>,
     violations: Vec<String>,
 }
 
@@ -59,11 +65,13 @@ fn run(seed: u64, bug: Option<Bug>) -> Outcome {
         // The log is judged by the state machine without the fault.
         PLANTED.set(None);
         let violations = history.read(check::check);
-        Outcome { trace: history.digest(), violations }
+        let recovered_ms = history.read(|records| check::recovered_ms(&records.era));
+        Outcome { trace: history.digest(), recovered_ms, violations }
     });
     run.expect("a thread starts").join().unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map_or("a panic", String::as_str);
-        Outcome { trace: blake3::hash(&[]), violations: vec![text.to_owned()] }
+        let violations = vec![text.to_owned()];
+        Outcome { trace: blake3::hash(&[]), recovered_ms: None, violations }
     })
 }
 

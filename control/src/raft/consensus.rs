@@ -8,7 +8,6 @@ use std::time::Duration;
 use openraft::errors::{ClientWriteError, ForwardToLeader, InitializeError, RaftError};
 use openraft::{BasicNode, Raft, ReadPolicy};
 use parking_lot::Mutex;
-use phalanx_chassis::whole_file;
 use phalanx_proto::id::NodeId;
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::Semaphore;
@@ -314,12 +313,13 @@ impl Drop for OwnRuntime {
 
 fn open(options: &ConsensusOptions) -> Result<Opened, StoreError> {
     let ConsensusOptions { node_id, data_dir, peers, host, .. } = options;
-    whole_file::create_folder(data_dir)?;
+    let files = host.files();
+    files.create_folder(data_dir)?;
     let OpenedLog { stored, queue, writer } = host.open_log(data_dir, *node_id)?;
-    let folder = SnapshotFolder::open(data_dir.join("snapshots"))?;
+    let folder = SnapshotFolder::open(data_dir.join("snapshots"), Arc::clone(&files))?;
     folder.check_reaches(stored.purged)?;
     let configured = peers.keys().copied().collect();
-    let file = IdentityFile::new(data_dir);
+    let file = IdentityFile::new(data_dir, files);
     let identity = Identity::open(file, *node_id, configured, Arc::clone(host))?;
     Ok(Opened { log: Log::new(stored, queue), folder, writer, identity })
 }

@@ -40,7 +40,7 @@ fn open(folder: &Path) -> (Log, Machine, WriterThread) {
     let mut store = RedbStore::open(folder, NodeId(0)).unwrap();
     let stored = store.load().unwrap();
     let (queue, thread) = writer::start(store).unwrap();
-    let snapshots = SnapshotFolder::open(folder.join("snapshots")).unwrap();
+    let snapshots = SnapshotFolder::open(folder.join("snapshots"), ThisMachine.files()).unwrap();
     let machine = Machine::new(snapshots, Feed::new(), Arc::new(ThisMachine));
     (Log::new(stored, queue), machine, thread)
 }
@@ -132,10 +132,10 @@ async fn a_disk_that_fails_stops_the_node_and_is_named() {
     let (queue, _thread) = writer::start(FullDisk).unwrap();
     let log = Log::new(StoredLog::default(), queue);
     let host: Arc<dyn Host> = Arc::new(ThisMachine);
-    let snapshots = SnapshotFolder::open(folder.path().into()).unwrap();
+    let snapshots = SnapshotFolder::open(folder.path().into(), ThisMachine.files()).unwrap();
     let machine = Machine::new(snapshots, Feed::new(), Arc::clone(&host));
     let config = Arc::new(config::config().unwrap());
-    let identity = IdentityFile::new(folder.path());
+    let identity = IdentityFile::new(folder.path(), ThisMachine.files());
     let identity = Identity::open(identity, NodeId(0), BTreeSet::new(), Arc::clone(&host)).unwrap();
     let network = Network(Peers::new(identity, host, Line::Raft));
     let raft = Raft::new(0, config, network, log, machine).await.unwrap();

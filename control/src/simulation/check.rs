@@ -1,6 +1,8 @@
 //! What must hold of a run. Everything is judged against the committed log, applied anew to an empty state.
 
-use std::collections::BTreeMap;
+mod groups;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use phalanx_proto::change::{Change, WatchEvent};
@@ -46,10 +48,13 @@ pub(super) fn check(records: &Records) -> Vec<String> {
         found.extend(reference.fences());
         found.extend(reference.epochs());
         found.extend(reference.aliases());
+        found.extend(reference.groups());
     }
     found.extend(watches(records, &eras));
     if found.is_empty() {
         found.extend(liveness(&records.era));
+        let last = eras.last().and_then(|era| era.steps.last_key_value());
+        found.extend(last.into_iter().flat_map(|(_index, step)| groups::unplaced(&step.view)));
     }
     found
 }
@@ -112,10 +117,13 @@ impl<'a> Reference<'a> {
         for call in self.era.calls.values() {
             let Some((ended, told)) = call.answer else { continue };
             match (&call.asked, told) {
-                (Asked::Submit { client, sequence, .. }, Told::Applied { index }) => {
+                (Asked::Submit { client, sequence, change }, Told::Applied { index }) => {
                     let known = first.get(&(client.as_str(), *sequence)).copied();
                     if self.reaches(index) && known != Some(index.0) {
                         found.push(format!("{call:?} is first in the log at {known:?}"));
+                    }
+                    if !self.took_effect(change, index) {
+                        found.push(format!("{call:?} had no effect"));
                     }
                 }
                 (Asked::Register { address, instance }, Told::Registered { epoch, .. }) => {
@@ -357,6 +365,13 @@ fn follow(
     Ok(())
 }
 
+/// How long after the last fault a write was answered: what a group takes to come back, if it was gone.
+pub(super) fn recovered_ms(era: &Era) -> Option<Ms> {
+    let writes = era.calls.values().filter(|call| matches!(call.asked, Asked::Submit { .. }));
+    let ends = writes.filter_map(|call| call.answer).map(|(ended, _told)| ended);
+    ends.filter(|ended| *ended >= CALM_FROM_MS).min().map(|ended| ended - CALM_FROM_MS)
+}
+
 /// Once nothing goes wrong any more, everything works again.
 fn liveness(era: &Era) -> Vec<String> {
     let recovered = CALM_FROM_MS + RECOVERY_MS;
@@ -371,11 +386,23 @@ fn liveness(era: &Era) -> Vec<String> {
         found.push(format!("no heartbeat was answered after {recovered} ms"));
     }
     let last = era.looks.iter().filter(|look| look.at >= END_MS - 1000);
-    let nodes: std::collections::BTreeSet<u64> = last.map(|look| look.node).collect();
-    let reached = era.ends.values().map(|index| index.0);
+    let nodes: BTreeSet<u64> = last.map(|look| look.node).collect();
+    let members = members(era);
+    let reached = era.ends.iter().filter(|(node, _index)| members.contains(node));
+    let reached = reached.map(|(_node, index)| index.0);
     let lag = reached.clone().max().unwrap_or(0) - reached.min().unwrap_or(0);
-    if nodes.len() != 3 || lag > 20 {
-        found.push(format!("the nodes did not come together: {:?} by {nodes:?}", era.ends));
+    if !members.is_subset(&nodes) || lag > 20 {
+        let ends = &era.ends;
+        found.push(format!("{members:?} did not come together: {ends:?} by {nodes:?}"));
     }
     found
+}
+
+/// The nodes of the group as it was at last.
+fn members(era: &Era) -> BTreeSet<u64> {
+    let memberships = era.committed.values().rev().filter_map(|entry| match &entry.content {
+        EntryContent::Membership(membership) => Some(membership.urls.keys().copied().collect()),
+        EntryContent::Command(_) | EntryContent::Blank => None,
+    });
+    memberships.into_iter().next().unwrap_or_default()
 }

@@ -15,7 +15,8 @@ use tokio::time::{sleep, timeout};
 
 use super::history::{Asked, History, Seen, Told};
 use super::network::{HostId, Network};
-use super::scenario::NODES;
+use super::ranks;
+use super::scenario::DEPLOYMENTS_UNTIL_MS;
 use crate::peers::Line;
 
 /// What workers serve.
@@ -23,6 +24,11 @@ const MODEL: &str = "m";
 
 /// Names that operators fight over.
 const ALIASES: [&str; 3] = ["a0", "a1", "a2"];
+
+/// What is to be placed, over at most this many devices, of which each worker has some.
+const DEPLOYMENTS: [&str; 2] = ["d0", "d1"];
+const TP_MAX: u32 = 3;
+const DEVICES: u32 = 2;
 
 /// How often an operator repeats a command before it gives it up.
 const ATTEMPTS_MAX: usize = 6;
@@ -33,6 +39,8 @@ const SILENCE_MAX: Duration = Duration::from_secs(5);
 /// One process outside the control plane.
 #[derive(Clone, Debug)]
 pub(super) struct Client {
+    /// Where control nodes may be.
+    pub(super) control: Vec<HostId>,
     pub(super) host: HostId,
     pub(super) incarnation: u64,
     pub(super) seed: u64,
@@ -41,16 +49,38 @@ pub(super) struct Client {
 }
 
 impl Client {
-    fn control(&self, rng: &mut SmallRng) -> ControlClient {
-        let first = rng.random_range(0..NODES.len());
-        let urls = (0..NODES.len()).map(|turn| Network::url(NODES[(first + turn) % NODES.len()]));
-        let urls: Vec<String> = urls.collect();
+    pub(super) fn control(&self, rng: &mut SmallRng) -> ControlClient {
+        let mut hosts = self.control.clone();
+        let first = rng.random_range(0..hosts.len());
+        hosts.rotate_left(first);
+        let urls: Vec<String> = hosts.into_iter().map(Network::url).collect();
         let connect = |endpoint: &_| self.network.channel(self.host, endpoint, Line::Service);
         ControlClient::with_connect(&urls, connect).unwrap()
     }
 
-    fn rng(&self) -> SmallRng {
+    pub(super) fn rng(&self) -> SmallRng {
         SmallRng::seed_from_u64(self.seed ^ (self.host << 32) ^ (self.incarnation << 48))
+    }
+
+    /// Submits a command until it is answered for good or given up.
+    pub(super) async fn submit(
+        &self,
+        control: &ControlClient,
+        rng: &mut SmallRng,
+        (name, sequence): (&str, u64),
+        change: Change,
+    ) {
+        let asked = Asked::Submit { client: name.to_owned(), sequence, change: change.clone() };
+        let call = self.history.began(asked);
+        for _attempt in 0..ATTEMPTS_MAX {
+            match control.submit(name, sequence, change.clone()).await {
+                Ok(index) => return self.history.ended(call, Told::Applied { index }),
+                Err(fault) if is_final(&fault) => {
+                    return self.history.ended(call, Told::Refused);
+                }
+                Err(_lost) => sleep(Duration::from_millis(rng.random_range(20..500))).await,
+            }
+        }
     }
 }
 
@@ -71,8 +101,9 @@ pub(super) async fn worker(client: Client) {
             context_tokens_max: 2048,
             kv_tokens_max: 4096,
         }],
-        capacity: Capacity::default(),
+        capacity: Capacity { devices: DEVICES, memory_bytes: 1 << 30 },
     };
+    let watch = ViewWatch::start_jittered(client.control(&mut rng), None, rng.random());
     loop {
         let asked = Asked::Register { address: address.clone(), instance: instance.clone() };
         let call = client.history.began(asked);
@@ -82,13 +113,17 @@ pub(super) async fn worker(client: Client) {
         };
         let Registered { member_id, epoch, .. } = registered;
         client.history.ended(call, Told::Registered { member_id, epoch });
-        heartbeats(&client, &control, registered).await;
+        tokio::select! {
+            biased;
+            () = heartbeats(&client, &control, &registered) => {}
+            () = ranks::serve(&client, &control, watch.view(), &registered, &mut rng) => {}
+        }
     }
 }
 
 /// Keeps a registration until it no longer holds.
-async fn heartbeats(client: &Client, control: &ControlClient, registered: Registered) {
-    let Registered { member_id, epoch, heartbeat_every, .. } = registered;
+async fn heartbeats(client: &Client, control: &ControlClient, registered: &Registered) {
+    let Registered { member_id, epoch, heartbeat_every, .. } = *registered;
     loop {
         sleep(heartbeat_every).await;
         let call = client.history.began(Asked::Heartbeat { member_id, epoch });
@@ -144,7 +179,7 @@ async fn watcher(client: &Client, control: &ControlClient, rng: &mut SmallRng) {
     }
 }
 
-/// Changes aliases and fences members, each command until it is answered for good or given up.
+/// Changes aliases and deployments and fences members, each command until it is answered for good or given up.
 pub(super) async fn operator(client: Client) {
     let mut rng = client.rng();
     let control = client.control(&mut rng);
@@ -152,21 +187,7 @@ pub(super) async fn operator(client: Client) {
     for sequence in 1.. {
         sleep(Duration::from_millis(rng.random_range(50..600))).await;
         let change = choose(&client, &mut rng, sequence);
-        let asked = Asked::Submit { client: name.clone(), sequence, change: change.clone() };
-        let call = client.history.began(asked);
-        for _attempt in 0..ATTEMPTS_MAX {
-            match control.submit(&name, sequence, change.clone()).await {
-                Ok(index) => {
-                    client.history.ended(call, Told::Applied { index });
-                    break;
-                }
-                Err(fault) if is_final(&fault) => {
-                    client.history.ended(call, Told::Refused);
-                    break;
-                }
-                Err(_lost) => sleep(Duration::from_millis(rng.random_range(20..500))).await,
-            }
-        }
+        client.submit(&control, &mut rng, (&name, sequence), change).await;
     }
 }
 
@@ -183,8 +204,19 @@ fn choose(client: &Client, rng: &mut SmallRng, sequence: u64) -> Change {
             _ => None,
         })
     });
-    match (rng.random_range(0..10), registered) {
-        (0, Some((member_id, epoch))) => Change::Fence { member_id, epoch },
+    let deployment = DEPLOYMENTS[rng.random_range(0..DEPLOYMENTS.len())];
+    let is_settled = client.history.now() >= DEPLOYMENTS_UNTIL_MS;
+    match (rng.random_range(0..12), registered) {
+        (0, Some((member_id, epoch))) if !is_settled => Change::Fence { member_id, epoch },
+        (10, _) if !is_settled => Change::SetDeployment {
+            name: deployment.into(),
+            revision: ["r0", "r1"][rng.random_range(0..2)].into(),
+            replicas: rng.random_range(0..3),
+            tp: rng.random_range(1..=TP_MAX),
+        },
+        (11, _) if !is_settled && rng.random_ratio(1, 4) => {
+            Change::RemoveDeployment(deployment.into())
+        }
         (1..=3, _) => Change::RemoveAlias(name.into()),
         _ => {
             // No two commands say the same.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,15 +11,16 @@ use parking_lot::Mutex;
 use phalanx_chassis::drain;
 use phalanx_chassis::metrics::Metrics;
 use phalanx_proto::id::NodeId;
-use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinHandle;
 
+use super::admin;
 use super::clients::{self, Client};
 use super::history::{History, Ms};
 use super::machine::{Disks, Machine};
 use super::network::{HostId, Network};
-use super::scenario::{END_MS, Fault, NODES, OPERATORS, ROUTER, Scenario, WORKERS};
+use super::roster::Roster;
+use super::scenario::{ADMIN, END_MS, Fault, OPERATORS, ROUTER, Scenario, WORKERS};
 use crate::liveness::Timings;
 use crate::node::Node;
 use crate::raft::{Consensus, ConsensusOptions};
@@ -42,10 +44,9 @@ pub(super) struct Cluster {
     history: History,
     network: Network,
     disks: Disks,
+    roster: Roster,
     consoles: Consoles,
-    folder: TempDir,
     hosts: BTreeMap<HostId, Process>,
-    era: u64,
 }
 
 /// A host, running or not.
@@ -69,20 +70,19 @@ impl Cluster {
     pub(super) fn new(scenario: Scenario, history: History) -> Self {
         let network = Network::new(scenario.seed, scenario.weather, history.clone());
         let mut hosts: BTreeMap<HostId, Process> = BTreeMap::new();
-        for host in NODES.into_iter().chain(WORKERS).chain(OPERATORS).chain([ROUTER]) {
+        let outside = WORKERS.into_iter().chain(OPERATORS).chain([ROUTER]);
+        let admin = (!scenario.spares.is_empty()).then_some(ADMIN);
+        for host in scenario.hosts().into_iter().chain(outside).chain(admin) {
             hosts.insert(host, Process::default());
         }
-        let memory = std::path::Path::new("/dev/shm");
-        let folder = if memory.is_dir() { TempDir::new_in(memory) } else { TempDir::new() };
         Self {
             disks: Disks::new(scenario.seed),
+            roster: Roster::new(&scenario.founders, &scenario.spares),
             scenario,
             history,
             network,
             consoles: Consoles::default(),
-            folder: folder.unwrap(),
             hosts,
-            era: 0,
         }
     }
 
@@ -98,6 +98,9 @@ impl Cluster {
             while let Some((_at, fault)) = faults.next_if(|(at, _fault)| *at <= now) {
                 self.history.trace(&fault);
                 self.happen(fault);
+            }
+            for host in self.roster.take_changed() {
+                self.reseat(host);
             }
             self.network.deliver();
             for host in &all {
@@ -117,15 +120,16 @@ impl Cluster {
             Fault::Start(host) => self.start(host),
             Fault::Pause(host) => self.process(host).is_paused = true,
             Fault::Resume(host) => self.resume(host),
-            Fault::SyncTime(host, sync_ms) => self.disks.set_sync(NodeId(host), sync_ms),
-            Fault::Failing(host, fails) => self.disks.set_failing(NodeId(host), fails),
+            Fault::SyncTime(host, sync_ms) => self.disks.set_sync(host, sync_ms),
+            Fault::Failing(host, fails) => self.disks.set_failing(host, fails),
+            Fault::DarkAfter(host, steps) => self.disks.set_dark_after(host, steps),
             Fault::Compact(host) => self.compact(host),
             Fault::Wipe => {
-                NODES.into_iter().for_each(|host| self.stop(host, false));
-                self.disks.wipe();
-                self.era += 1;
+                let hosts = self.scenario.hosts();
+                hosts.iter().for_each(|host| self.stop(*host, false));
+                hosts.iter().for_each(|host| self.disks.wipe(*host));
                 self.history.new_era();
-                NODES.into_iter().for_each(|host| self.start(host));
+                hosts.iter().for_each(|host| self.start(*host));
             }
         }
     }
@@ -134,7 +138,17 @@ impl Cluster {
         self.hosts.get_mut(&host).expect("every host has an entry")
     }
 
+    /// A host took a node up, or gave one back with all that it had on disk.
+    fn reseat(&mut self, host: HostId) {
+        self.stop(host, false);
+        self.disks.wipe(host);
+        self.start(host);
+    }
+
     fn start(&mut self, host: HostId) {
+        if self.roster.is_of_control(host) && self.roster.node(host).is_none() {
+            return;
+        }
         let now = self.history.now();
         let process = self.process(host);
         if process.runtime.is_some() {
@@ -156,11 +170,14 @@ impl Cluster {
 
     fn stop(&mut self, host: HostId, power_lost: bool) {
         self.network.stop(host, power_lost);
+        if power_lost {
+            self.disks.lose_power(host);
+        }
         self.consoles.lock().remove(&host);
         let process = self.process(host);
-        process.task = None;
+        (process.task, process.ended) = (None, None);
         drop(process.runtime.take());
-        self.disks.take_failed(NodeId(host));
+        self.disks.take_failed(host);
     }
 
     /// A process that was stopped for a while finds all its timers late at once.
@@ -186,11 +203,23 @@ impl Cluster {
         }
         let behind = process.behind(now, rate);
         process.clock += behind;
-        let Some(runtime) = &process.runtime else { return };
+        let Some(runtime) = &process.runtime else {
+            if process.ended.is_some_and(|ended| now >= ended + SUPERVISOR_MS) {
+                self.start(host);
+            }
+            return;
+        };
         if behind > 0 {
             let turn = Duration::from_millis(behind);
             runtime.block_on(async { tokio::time::sleep(turn).await });
         }
+        if self.roster.is_of_control(host) && self.disks.take_dark(host) {
+            // Whatever its processes still did, nobody heard of it.
+            self.stop(host, true);
+            self.process(host).ended = Some(now);
+            return;
+        }
+        let process = self.process(host);
         if process.task.as_ref().is_some_and(JoinHandle::is_finished) {
             let ended = *process.ended.get_or_insert(now);
             if now >= ended + SUPERVISOR_MS {
@@ -201,8 +230,7 @@ impl Cluster {
     }
 
     fn rate(&self, host: HostId) -> u64 {
-        let node = NODES.iter().position(|node| *node == host);
-        node.map_or(1_000_000, |node| self.scenario.rates_ppm[node])
+        self.scenario.rates_ppm.get(&host).copied().unwrap_or(1_000_000)
     }
 
     fn compact(&mut self, host: HostId) {
@@ -216,10 +244,11 @@ impl Cluster {
     }
 
     fn software(&self, host: HostId, incarnation: u64) -> Software {
-        if NODES.contains(&host) {
-            return self.node(host);
+        if let Some(node) = self.roster.node(host) {
+            return self.node(host, node);
         }
         let client = Client {
+            control: self.scenario.hosts(),
             host,
             incarnation,
             seed: self.scenario.seed,
@@ -228,26 +257,27 @@ impl Cluster {
         };
         match host {
             ROUTER => Box::pin(clients::router(client)),
+            ADMIN => Box::pin(admin::admin(client, self.roster.clone())),
             host if OPERATORS.contains(&host) => Box::pin(clients::operator(client)),
             _ => Box::pin(clients::worker(client)),
         }
     }
 
-    fn node(&self, host: HostId) -> Software {
-        let at = NODES.iter().position(|node| *node == host).expect("a control node");
+    fn node(&self, host: HostId, node: NodeId) -> Software {
         let machine = Machine {
-            node: NodeId(host),
+            host,
+            node,
             network: self.network.clone(),
             disks: self.disks.clone(),
             history: self.history.clone(),
-            skew_ms: self.scenario.skews_ms[at],
+            skew_ms: self.scenario.skews_ms[&host],
         };
         let options = ConsensusOptions {
-            node_id: NodeId(host),
+            node_id: node,
             url: Network::url(host),
-            data_dir: self.folder.path().join(format!("{}-{host}", self.era)),
-            bootstrap: host == NODES[0],
-            peers: NODES.iter().map(|node| (NodeId(*node), Network::url(*node))).collect(),
+            data_dir: PathBuf::from("/data"),
+            bootstrap: node.0 == self.scenario.founders[0],
+            peers: self.roster.urls(),
             host: Arc::new(machine.clone()),
         };
         Box::pin(serve(machine, options, Arc::clone(&self.consoles)))
@@ -265,16 +295,16 @@ impl Process {
 
 /// A control node's process.
 async fn serve(machine: Machine, options: ConsensusOptions, consoles: Consoles) {
-    let node_id = machine.node;
+    let (node_id, host) = (machine.node, machine.host);
     let (_trigger, drain) = drain::channel();
     let started = Node::start(options, Timings::default(), &Metrics::default(), drain).await;
     let ended = match started {
         Err(error) => error.to_string(),
         Ok(node) => {
             let consensus = node.consensus();
-            consoles.lock().insert(node_id.0, Arc::clone(&consensus));
+            consoles.lock().insert(host, Arc::clone(&consensus));
             tokio::spawn(look(machine.clone(), Arc::clone(&consensus)));
-            let incoming = machine.network.listen(node_id.0);
+            let incoming = machine.network.listen(host);
             // Its process ends at once: nothing is left to chance between the parts of it that still run.
             tokio::select! {
                 biased;
@@ -285,10 +315,10 @@ async fn serve(machine: Machine, options: ConsensusOptions, consoles: Consoles) 
             }
         }
     };
-    machine.network.stop(node_id.0, false);
-    consoles.lock().remove(&node_id.0);
+    machine.network.stop(host, false);
+    consoles.lock().remove(&host);
     // Nothing but its disk may end it.
-    if machine.disks.take_failed(node_id) {
+    if machine.disks.take_failed(host) || machine.disks.is_dark(host) {
         machine.history.trace(&ended);
     } else {
         machine.history.violated(&format!("node {node_id} ended by itself: {ended}"));
@@ -303,7 +333,7 @@ async fn look(machine: Machine, consensus: Arc<Consensus>) {
         let Some(state) = consensus.state().await else { return };
         let index = state.view().index;
         for at in seen..=index.0 {
-            if let Some(entry) = machine.disks.entry(machine.node, at) {
+            if let Some(entry) = machine.disks.entry(machine.host, at) {
                 machine.history.applied(machine.node.0, &entry);
             }
         }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use phalanx_proto::change::{Change, WatchEvent};
-use phalanx_proto::id::{Epoch, Lineage, MemberId, ViewIndex};
-use phalanx_proto::view::ClusterView;
+use phalanx_proto::id::{Epoch, GroupId, Lineage, MemberId, ViewIndex};
+use phalanx_proto::view::{ClusterView, GroupRef, Rendezvous};
 
 use crate::store::record::{EntryRecord, LogPosition};
 
@@ -88,6 +88,8 @@ pub(super) struct Era {
     pub(super) leaders: BTreeMap<u64, u64>,
     pub(super) looks: Vec<Look>,
     pub(super) calls: BTreeMap<u64, Call>,
+    /// Where the ranks of each group met.
+    meetings: BTreeMap<(Lineage, GroupId, Epoch), Rendezvous>,
     pub(super) watches: BTreeMap<String, Vec<(Ms, Seen)>>,
     /// The state of each node at the end.
     pub(super) ends: BTreeMap<u64, ViewIndex>,
@@ -169,6 +171,18 @@ impl History {
         let known = *self.0.lock().era.leaders.entry(term).or_insert(node);
         if known != node {
             self.violated(&format!("nodes {known} and {node} both lead in term {term}"));
+        }
+    }
+
+    /// A rank goes where `group` meets.
+    pub(super) fn met(&self, lineage: Lineage, group: GroupRef, rendezvous: &Rendezvous) {
+        let mut records = self.0.lock();
+        let meetings = &mut records.era.meetings;
+        let first = meetings.entry((lineage, group.id, group.epoch));
+        let is_first = *first.or_insert_with(|| rendezvous.clone()) == *rendezvous;
+        drop(records);
+        if !is_first {
+            self.violated(&format!("ranks of group {group} meet at two places"));
         }
     }
 

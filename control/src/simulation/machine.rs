@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use phalanx_chassis::whole_file::Files;
 use phalanx_proto::id::NodeId;
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -17,8 +18,9 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tonic::transport::{Channel, Endpoint};
 
+use super::files::{Folder, HostFiles};
 use super::history::History;
-use super::network::Network;
+use super::network::{HostId, Network};
 use crate::host::{Host, OpenedLog};
 use crate::peers::Line;
 use crate::store::record::EntryRecord;
@@ -34,6 +36,7 @@ const EPOCH_MS: u64 = 1_700_000_000_000;
 /// One machine.
 #[derive(Clone, Debug)]
 pub(super) struct Machine {
+    pub(super) host: HostId,
     pub(super) node: NodeId,
     pub(super) network: Network,
     pub(super) disks: Disks,
@@ -49,7 +52,7 @@ pub(super) struct Disks(Arc<Mutex<Shelf>>);
 #[derive(Debug)]
 struct Shelf {
     rng: SmallRng,
-    platters: BTreeMap<NodeId, Platter>,
+    platters: BTreeMap<HostId, Platter>,
     names: u64,
 }
 
@@ -57,6 +60,7 @@ struct Shelf {
 struct Platter {
     /// What a crash leaves.
     durable: StoredLog,
+    files: Folder,
     /// All that was ever written and not taken back, purged entries too.
     entries: BTreeMap<u64, EntryRecord>,
     sync_ms: (u64, u64),
@@ -72,14 +76,14 @@ struct Platter {
 struct Store {
     disks: Disks,
     history: History,
-    node: NodeId,
+    host: HostId,
 }
 
 /// The writer of one node's log, as a task.
 struct Syncing {
     disks: Disks,
     history: History,
-    node: NodeId,
+    host: HostId,
     writer: Writer<Store>,
     /// Being synced: after a crash, all of it or none is there.
     syncing: Vec<Job>,
@@ -97,20 +101,25 @@ impl Host for Machine {
         false
     }
 
-    fn open_log(&self, _folder: &Path, node: NodeId) -> Result<OpenedLog, StoreError> {
+    fn files(&self) -> Arc<dyn Files> {
+        Arc::new(HostFiles { disks: self.disks.clone(), host: self.host })
+    }
+
+    fn open_log(&self, _folder: &Path, _node: NodeId) -> Result<OpenedLog, StoreError> {
         let (queue, jobs) = writer::queue();
         let (disks, history) = (self.disks.clone(), self.history.clone());
-        let mut store = Store { disks: disks.clone(), history: history.clone(), node };
+        let host = self.host;
+        let mut store = Store { disks: disks.clone(), history: history.clone(), host };
         let stored = store.load()?;
         let writer = Writer::new(store);
         let syncing =
-            Syncing { disks, history, node, writer, syncing: Vec::new(), waiting: Vec::new() };
+            Syncing { disks, history, host, writer, syncing: Vec::new(), waiting: Vec::new() };
         tokio::spawn(syncing.run(jobs));
         Ok(OpenedLog { stored, queue, writer: None })
     }
 
     fn connect(&self, endpoint: &Endpoint, line: Line) -> Channel {
-        self.network.channel(self.node.0, endpoint, line)
+        self.network.channel(self.host, endpoint, line)
     }
 
     fn wall_clock(&self) -> Duration {
@@ -132,35 +141,60 @@ impl Disks {
         Self(Arc::new(Mutex::new(Shelf { rng, platters, names: 0 })))
     }
 
-    fn with<T>(&self, node: NodeId, act: impl FnOnce(&mut Platter) -> T) -> T {
-        act(self.0.lock().platters.entry(node).or_default())
+    fn with<T>(&self, host: HostId, act: impl FnOnce(&mut Platter) -> T) -> T {
+        act(self.0.lock().platters.entry(host).or_default())
     }
 
-    pub(super) fn set_sync(&self, node: NodeId, sync_ms: (u64, u64)) {
-        self.with(node, |platter| platter.sync_ms = sync_ms);
+    pub(super) fn set_sync(&self, host: HostId, sync_ms: (u64, u64)) {
+        self.with(host, |platter| platter.sync_ms = sync_ms);
     }
 
-    pub(super) fn set_failing(&self, node: NodeId, fails: bool) {
-        self.with(node, |platter| platter.fails = fails);
+    pub(super) fn set_failing(&self, host: HostId, fails: bool) {
+        self.with(host, |platter| platter.fails = fails);
+    }
+
+    /// The power of `host` fails while it writes a file, after so many steps; or it does not.
+    pub(super) fn set_dark_after(&self, host: HostId, steps: Option<u32>) {
+        self.with(host, |platter| platter.files.fail_after(steps));
+    }
+
+    /// Whether the power failed so since this was asked last.
+    pub(super) fn take_dark(&self, host: HostId) -> bool {
+        self.with(host, |platter| platter.files.take_dark())
+    }
+
+    pub(super) fn is_dark(&self, host: HostId) -> bool {
+        self.with(host, |platter| platter.files.is_dark())
+    }
+
+    pub(super) fn with_files<T>(&self, host: HostId, act: impl FnOnce(&mut Folder) -> T) -> T {
+        self.with(host, |platter| act(&mut platter.files))
+    }
+
+    /// What lies in files and was not synced is there or not.
+    pub(super) fn lose_power(&self, host: HostId) {
+        let mut shelf = self.0.lock();
+        let Shelf { rng, platters, .. } = &mut *shelf;
+        platters.entry(host).or_default().files.lose_power(|| rng.random_bool(0.5));
     }
 
     /// Whether a sync failed since this was asked last.
-    pub(super) fn take_failed(&self, node: NodeId) -> bool {
-        self.with(node, |platter| std::mem::take(&mut platter.failed))
+    pub(super) fn take_failed(&self, host: HostId) -> bool {
+        self.with(host, |platter| std::mem::take(&mut platter.failed))
     }
 
-    /// The entry at `index` in the log of `node`.
-    pub(super) fn entry(&self, node: NodeId, index: u64) -> Option<EntryRecord> {
-        self.with(node, |platter| platter.entries.get(&index).cloned())
+    /// The entry at `index` in the log on `host`.
+    pub(super) fn entry(&self, host: HostId, index: u64) -> Option<EntryRecord> {
+        self.with(host, |platter| platter.entries.get(&index).cloned())
     }
 
-    pub(super) fn wipe(&self) {
-        self.0.lock().platters.clear();
+    pub(super) fn wipe(&self, host: HostId) {
+        self.0.lock().platters.remove(&host);
     }
 
-    fn sync_time(&self, node: NodeId) -> Duration {
+    fn sync_time(&self, host: HostId) -> Duration {
         let mut shelf = self.0.lock();
-        let (min, max) = shelf.platters.entry(node).or_default().sync_ms;
+        let (min, max) = shelf.platters.entry(host).or_default().sync_ms;
         Duration::from_millis(shelf.rng.random_range(min..=max))
     }
 
@@ -173,6 +207,7 @@ impl Default for Platter {
     fn default() -> Self {
         Self {
             durable: StoredLog::default(),
+            files: Folder::default(),
             entries: BTreeMap::new(),
             sync_ms: SYNC_MS,
             fails: false,
@@ -186,7 +221,7 @@ impl Default for Platter {
 
 impl LogStore for Store {
     fn load(&mut self) -> Result<StoredLog, StoreError> {
-        Ok(self.disks.with(self.node, |platter| {
+        Ok(self.disks.with(self.host, |platter| {
             let durable = platter.durable.clone();
             platter.broken = false;
             let first = durable.entries.first().map_or(u64::MAX, |entry| entry.at.index);
@@ -206,7 +241,7 @@ impl LogStore for Store {
                 self.history.leads(vote.term, vote.node);
             }
         }
-        self.disks.with(self.node, |platter| {
+        self.disks.with(self.host, |platter| {
             if platter.fails {
                 (platter.failed, platter.broken) = (true, true);
                 return Err(StoreError::Damaged { what: "disk", reason: "sync failed".to_owned() });
@@ -255,15 +290,15 @@ impl Syncing {
             }
             if self.syncing.is_empty() && !self.waiting.is_empty() {
                 self.syncing = std::mem::take(&mut self.waiting);
-                done = Instant::now() + self.disks.sync_time(self.node);
+                done = Instant::now() + self.disks.sync_time(self.host);
             }
         }
     }
 
     /// What a node may read at once, before it is on disk.
     fn queued(&self, job: &Job) {
-        self.history.trace(&(self.node, &job.write));
-        self.disks.with(self.node, |platter| match &job.write {
+        self.history.trace(&(self.host, &job.write));
+        self.disks.with(self.host, |platter| match &job.write {
             LogWrite::Append(entries) => {
                 for entry in entries {
                     self.history.proposed(entry.at);
@@ -290,7 +325,7 @@ impl Drop for Syncing {
         let syncing = std::mem::take(&mut self.syncing);
         let reached_the_disk = !syncing.is_empty() && self.disks.coin();
         if reached_the_disk {
-            self.disks.with(self.node, |platter| {
+            self.disks.with(self.host, |platter| {
                 let jobs = syncing.iter().filter(|_job| !platter.broken);
                 jobs.for_each(|job| apply(&mut platter.durable, &job.write));
             });
@@ -300,6 +335,6 @@ impl Drop for Syncing {
 
 impl fmt::Debug for Syncing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Syncing").field("node", &self.node).finish_non_exhaustive()
+        f.debug_struct("Syncing").field("host", &self.host).finish_non_exhaustive()
     }
 }

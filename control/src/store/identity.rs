@@ -3,8 +3,9 @@
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use phalanx_chassis::whole_file;
+use phalanx_chassis::whole_file::{self, Files};
 use serde::{Deserialize, Serialize};
 
 use super::record::{decode, encode};
@@ -17,6 +18,7 @@ const WHAT: &str = "cluster id";
 #[derive(Clone, Debug)]
 pub(crate) struct IdentityFile {
     path: PathBuf,
+    files: Arc<dyn Files>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -27,13 +29,13 @@ struct IdentityRecord {
 // === impl IdentityFile ===
 
 impl IdentityFile {
-    pub(crate) fn new(data_dir: &Path) -> Self {
-        Self { path: data_dir.join(FILE_NAME) }
+    pub(crate) fn new(data_dir: &Path, files: Arc<dyn Files>) -> Self {
+        Self { path: data_dir.join(FILE_NAME), files }
     }
 
     /// The cluster's id; none when the directory belongs to no cluster yet.
     pub(crate) fn read(&self) -> Result<Option<String>, StoreError> {
-        match std::fs::read(&self.path) {
+        match self.files.read(&self.path) {
             Ok(bytes) => {
                 let record = decode::<IdentityRecord>(WHAT, &bytes);
                 record.map(|it| Some(it.cluster_id)).map_err(|error| error.in_file(&self.path))
@@ -46,22 +48,25 @@ impl IdentityFile {
     /// On disk when this returns.
     pub(crate) fn write(&self, cluster_id: &str) -> Result<(), StoreError> {
         let record = IdentityRecord { cluster_id: cluster_id.to_owned() };
-        Ok(whole_file::write(&self.path, &encode(WHAT, &record)?)?)
+        Ok(whole_file::write_on(&*self.files, &self.path, &encode(WHAT, &record)?)?)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use phalanx_chassis::whole_file::ThisDisk;
+
     use super::*;
 
     #[test]
     fn the_cluster_id_outlives_the_process_in_its_golden_form() {
         let folder = tempfile::tempdir().unwrap();
-        let file = IdentityFile::new(folder.path());
+        let file = IdentityFile::new(folder.path(), Arc::new(ThisDisk));
         assert_eq!(file.read().unwrap(), None);
         file.write("x").unwrap();
         let bytes = std::fs::read(folder.path().join("cluster.json")).unwrap();
         assert_eq!(bytes, b"\x01{\"cluster_id\":\"x\"}");
-        assert_eq!(IdentityFile::new(folder.path()).read().unwrap().as_deref(), Some("x"));
+        let again = IdentityFile::new(folder.path(), Arc::new(ThisDisk));
+        assert_eq!(again.read().unwrap().as_deref(), Some("x"));
     }
 }

@@ -5,15 +5,16 @@
 
 pub(crate) mod format;
 
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use phalanx_chassis::whole_file;
+use phalanx_chassis::whole_file::{self, Files};
 use serde::{Deserialize, Serialize};
 
 use self::format::FILE_BYTES_MAX;
 use super::record::{LogPosition, MembershipRecord};
 use super::{StoreError, file_error};
+use crate::planted::{Bug, planted};
 
 const WHAT: &str = "snapshot";
 
@@ -43,39 +44,45 @@ pub(crate) struct Snapshot {
 #[derive(Clone, Debug)]
 pub(crate) struct SnapshotFolder {
     path: PathBuf,
+    files: Arc<dyn Files>,
 }
 
 // === impl SnapshotFolder ===
 
 impl SnapshotFolder {
     /// Opens or creates the folder, and clears away what a crash left half-written.
-    pub(crate) fn open(path: PathBuf) -> Result<Self, StoreError> {
-        whole_file::create_folder(&path)?;
-        let folder = Self { path };
-        for file in folder.files(whole_file::TEMPORARY_EXTENSION)? {
-            fs::remove_file(&file).map_err(|source| file_error("remove", &file, source))?;
-        }
+    pub(crate) fn open(path: PathBuf, files: Arc<dyn Files>) -> Result<Self, StoreError> {
+        files.create_folder(&path)?;
+        let folder = Self { path, files };
+        folder
+            .list(whole_file::TEMPORARY_EXTENSION)?
+            .iter()
+            .try_for_each(|file| folder.remove(file))?;
         Ok(folder)
     }
 
     /// Adds `snapshot` unless it is there already, and forgets those that are no longer kept.
     pub(crate) fn write(&self, snapshot: &Snapshot) -> Result<(), StoreError> {
         let path = self.path.join(file_name(snapshot.header.last));
-        if read(&path).is_ok_and(|present| present == *snapshot) {
+        if self.read(&path).is_ok_and(|present| present == *snapshot) {
             return Ok(());
         }
-        whole_file::write(&path, &format::encode(snapshot)?)?;
-        for file in self.files(WHAT)?.iter().skip(KEPT) {
-            fs::remove_file(file).map_err(|source| file_error("remove", file, source))?;
+        let bytes = format::encode(snapshot)?;
+        if planted(Bug::SnapshotInPlace) {
+            return self
+                .files
+                .create(&path, &bytes)
+                .map_err(|source| file_error("write", &path, source));
         }
-        Ok(())
+        whole_file::write_on(&*self.files, &path, &bytes)?;
+        self.list(WHAT)?.iter().skip(KEPT).try_for_each(|file| self.remove(file))
     }
 
     /// The latest snapshot that is whole. A damaged one is passed over with a warning: the log may still
     /// reach back to the one before it, and the caller finds out if it does not.
     pub(crate) fn latest(&self) -> Result<Option<Snapshot>, StoreError> {
-        for file in self.files(WHAT)? {
-            match read(&file) {
+        for file in self.list(WHAT)? {
+            match self.read(&file) {
                 Ok(snapshot) => return Ok(Some(snapshot)),
                 Err(error @ StoreError::Damaged { .. }) => {
                     tracing::warn!(path = %file.display(), %error, "passing over a snapshot");
@@ -90,8 +97,8 @@ impl SnapshotFolder {
     pub(crate) fn check_reaches(&self, purged: Option<LogPosition>) -> Result<(), StoreError> {
         let Some(purged) = purged else { return Ok(()) };
         let mut damaged = None;
-        for file in self.files(WHAT)? {
-            match read(&file) {
+        for file in self.list(WHAT)? {
+            match self.read(&file) {
                 Ok(Snapshot { header, .. }) if header.last >= Some(purged) => return Ok(()),
                 Ok(_earlier) => {}
                 Err(error @ StoreError::Damaged { .. }) => {
@@ -109,15 +116,25 @@ impl SnapshotFolder {
     }
 
     /// Files with `extension`, the latest first.
-    fn files(&self, extension: &str) -> Result<Vec<PathBuf>, StoreError> {
-        let list = || -> std::io::Result<Vec<PathBuf>> {
-            fs::read_dir(&self.path)?.map(|entry| Ok(entry?.path())).collect()
-        };
-        let mut files = list().map_err(|source| file_error("list", &self.path, source))?;
+    fn list(&self, extension: &str) -> Result<Vec<PathBuf>, StoreError> {
+        let listed = self.files.list(&self.path);
+        let mut files = listed.map_err(|source| file_error("list", &self.path, source))?;
         files.retain(|file| file.extension().is_some_and(|found| found == extension));
         files.sort();
         files.reverse();
         Ok(files)
+    }
+
+    fn remove(&self, file: &Path) -> Result<(), StoreError> {
+        self.files.remove(file).map_err(|source| file_error("remove", file, source))
+    }
+
+    fn read(&self, path: &Path) -> Result<Snapshot, StoreError> {
+        let file_failed = |source| file_error("read", path, source);
+        if self.files.size(path).map_err(file_failed)? > FILE_BYTES_MAX {
+            return Err(format::too_large(WHAT, FILE_BYTES_MAX));
+        }
+        format::decode(&self.files.read(path).map_err(file_failed)?)
     }
 }
 
@@ -127,16 +144,12 @@ fn file_name(last: Option<LogPosition>) -> String {
     format!("{index:020}-{term:020}.{WHAT}")
 }
 
-fn read(path: &Path) -> Result<Snapshot, StoreError> {
-    let file_failed = |source| file_error("read", path, source);
-    if fs::metadata(path).map_err(file_failed)?.len() > FILE_BYTES_MAX {
-        return Err(format::too_large(WHAT, FILE_BYTES_MAX));
-    }
-    format::decode(&fs::read(path).map_err(file_failed)?)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
+    use phalanx_chassis::whole_file::ThisDisk;
+
     use super::*;
     use crate::store::chain;
 
@@ -153,7 +166,8 @@ mod tests {
 
     fn folder() -> (tempfile::TempDir, SnapshotFolder) {
         let temporary = tempfile::tempdir().unwrap();
-        let folder = SnapshotFolder::open(temporary.path().join("snapshots")).unwrap();
+        let folder =
+            SnapshotFolder::open(temporary.path().join("snapshots"), Arc::new(ThisDisk)).unwrap();
         (temporary, folder)
     }
 
@@ -165,7 +179,7 @@ mod tests {
             folder.write(&snapshot(index)).unwrap();
         }
         assert_eq!(folder.latest().unwrap(), Some(snapshot(100)));
-        assert_eq!(folder.files(WHAT).unwrap().len(), 2);
+        assert_eq!(folder.list(WHAT).unwrap().len(), 2);
     }
 
     #[test]
@@ -234,7 +248,7 @@ mod tests {
     fn what_a_crash_left_half_written_is_cleared_away() {
         let (_temporary, folder) = folder();
         fs::write(folder.path.join("1.tmp"), b"half").unwrap();
-        let folder = SnapshotFolder::open(folder.path).unwrap();
-        assert_eq!(folder.files(whole_file::TEMPORARY_EXTENSION).unwrap(), Vec::<PathBuf>::new());
+        let folder = SnapshotFolder::open(folder.path, Arc::new(ThisDisk)).unwrap();
+        assert_eq!(folder.list(whole_file::TEMPORARY_EXTENSION).unwrap(), Vec::<PathBuf>::new());
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use phalanx_chassis::control_client::ControlClient;
 use phalanx_chassis::drain;
 use phalanx_chassis::metrics::Metrics;
-use phalanx_chassis::whole_file::FileError;
+use phalanx_chassis::whole_file::{FileError, Files};
 use phalanx_proto::change::Change;
 use phalanx_proto::id::NodeId;
 use phalanx_proto::view::Model;
@@ -61,6 +61,10 @@ impl Host for FailingDisk {
 
     fn has_blocking_threads(&self) -> bool {
         ThisMachine.has_blocking_threads()
+    }
+
+    fn files(&self) -> Arc<dyn Files> {
+        ThisMachine.files()
     }
 
     fn open_log(&self, folder: &Path, node: NodeId) -> Result<OpenedLog, StoreError> {

@@ -13,6 +13,7 @@ use phalanx_proto::view::{
 use super::{LONG, Node, any_port, once_led};
 use crate::ControlConfig;
 use crate::command::Command;
+use crate::host::{Host as _, ThisMachine};
 use crate::state::{Reply, State};
 use crate::store::identity::IdentityFile;
 use crate::store::record::{
@@ -120,8 +121,11 @@ pub(super) fn write(folder: &Path) {
         }
     }
     let snapshot = Snapshot { header: header(), body: encode(STATE, &state).unwrap() };
-    SnapshotFolder::open(folder.join("snapshots")).unwrap().write(&snapshot).unwrap();
-    IdentityFile::new(folder).write("golden").unwrap();
+    SnapshotFolder::open(folder.join("snapshots"), ThisMachine.files())
+        .unwrap()
+        .write(&snapshot)
+        .unwrap();
+    IdentityFile::new(folder, ThisMachine.files()).write("golden").unwrap();
     let StoredLog { vote, committed, .. } = stored();
     let writes = [
         LogWrite::Vote(vote.unwrap()),
@@ -155,8 +159,11 @@ fn pack(folder: &Path) {
 fn check_parts(folder: &Path) {
     let log = RedbStore::open(folder, NodeId(1)).unwrap().load().unwrap();
     assert_eq!(log, stored());
-    assert_eq!(IdentityFile::new(folder).read().unwrap().as_deref(), Some("golden"));
-    let snapshots = SnapshotFolder::open(folder.join("snapshots")).unwrap();
+    assert_eq!(
+        IdentityFile::new(folder, ThisMachine.files()).read().unwrap().as_deref(),
+        Some("golden")
+    );
+    let snapshots = SnapshotFolder::open(folder.join("snapshots"), ThisMachine.files()).unwrap();
     let snapshot = snapshots.latest().unwrap().unwrap();
     assert_eq!(snapshot.header, header());
     let mut state: State = decode(STATE, &snapshot.body).unwrap();

@@ -11,7 +11,7 @@ use tokio::time::{interval, timeout};
 use tonic::Code;
 
 use super::{Group, LOOK_EVERY, others};
-use crate::host::ThisMachine;
+use crate::host::{Host as _, ThisMachine};
 use crate::identity::Identity;
 use crate::peers::{Line, Peers};
 use crate::store::identity::IdentityFile;
@@ -83,7 +83,7 @@ async fn a_call_from_another_cluster_changes_nothing() {
     let before = group.client(2).status().await.unwrap();
 
     let folder = tempfile::tempdir().unwrap();
-    let file = IdentityFile::new(folder.path());
+    let file = IdentityFile::new(folder.path(), ThisMachine.files());
     let stranger = Identity::open(file, NodeId(1), BTreeSet::new(), Arc::new(ThisMachine)).unwrap();
     stranger.cluster_id_or("another").await.unwrap();
     let url = group.links[&2].url.clone();
