@@ -111,6 +111,8 @@ settings! {
         "How many workers serve runs; the threads are divided among them";
     WORKER_THREADS = [worker] threads: Kind::Integer { min: 1, max: 1024 }, None,
         "CPU threads for the model (default: all cores)";
+    WORKER_DRAIN_TIMEOUT = [worker] drain_timeout_ms: Kind::Integer { min: 0, max: 3_600_000 }, None,
+        "How long live streams may go on here once the process drains, before routers move them to another worker (default: 120000)";
     WORKER_CPU_PATH = [worker] cpu_path: Kind::Text, Some("auto"),
         "Instruction set of the CPU's operations; auto takes the fastest there is";
     WORKER_DEVICE = [worker] device: Kind::Only("cpu"), Some("cpu"),
@@ -303,6 +305,7 @@ pub(crate) fn worker() -> Vec<&'static Setting> {
         &WORKER_MODEL_NAME,
         &WORKER_MODELS,
         &WORKER_THREADS,
+        &WORKER_DRAIN_TIMEOUT,
         &METRICS_LISTEN,
         &READY_FILE,
     ];

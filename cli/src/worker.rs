@@ -78,6 +78,7 @@ pub(crate) fn raw_alone(resolved: &Resolved) -> RawWorker {
         zone: resolved.text(&settings::WORKER_ZONE).map(str::to_owned),
         models: resolved.text(&settings::WORKER_MODELS).map(PathBuf::from),
         threads: number(resolved, &settings::WORKER_THREADS),
+        drain_timeout_ms: resolved.integer(&settings::WORKER_DRAIN_TIMEOUT),
         ..raw(resolved)
     }
 }

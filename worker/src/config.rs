@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
+use std::time::Duration;
 
 use phalanx_kernels::cpu::CpuPath;
 use phalanx_proto::id::ModelName;
@@ -14,6 +15,10 @@ use crate::engine::{EngineConfig, RawEngine};
 
 /// Where routers connect by default: this machine alone, so that nothing is exposed unasked.
 const DEFAULT_LISTEN: &str = "127.0.0.1:7500";
+/// How long streams may go on by default once the process drains; then they go on at other workers.
+const DEFAULT_DRAIN_TIMEOUT: Duration = Duration::from_secs(120);
+/// The longest that may be asked for: beyond an hour, it is a typing mistake.
+const DRAIN_TIMEOUT_MS_MAX: u64 = 3_600_000;
 /// Most threads a worker may be given: beyond what one machine has, it is a typing mistake.
 const THREADS_MAX: u32 = 1024;
 /// Longest model name: it stands in every request, log line and metric.
@@ -57,6 +62,8 @@ pub struct RawWorker {
     pub waiting_max: Option<u32>,
     /// Whether computed prefixes are kept for later requests.
     pub prefix_cache: Option<bool>,
+    /// How long live streams may go on once the process drains.
+    pub drain_timeout_ms: Option<u64>,
 }
 
 /// A setting that cannot be used.
@@ -82,6 +89,7 @@ pub struct WorkerConfig {
     threads: usize,
     cpu_path: CpuPath,
     engine: EngineConfig,
+    drain_timeout: Duration,
 }
 
 /// Where a worker has its models from.
@@ -134,6 +142,9 @@ impl RawWorker {
         }
         let cpu_path = self.cpu_path(&mut faults);
         let engine = self.engine(&mut faults);
+        if let Some(ms) = self.drain_timeout_ms.filter(|ms| *ms > DRAIN_TIMEOUT_MS_MAX) {
+            faults.add("drain_timeout_ms", &ms, &format!("at most {DRAIN_TIMEOUT_MS_MAX}"));
+        }
         match (engine, source) {
             (Some(engine), Some(source)) if faults.0.is_empty() => Ok(WorkerConfig {
                 control: self.control,
@@ -144,6 +155,9 @@ impl RawWorker {
                 threads: threads as usize,
                 cpu_path,
                 engine,
+                drain_timeout: self
+                    .drain_timeout_ms
+                    .map_or(DEFAULT_DRAIN_TIMEOUT, Duration::from_millis),
             }),
             _ => Err(faults.0),
         }
@@ -283,6 +297,11 @@ impl WorkerConfig {
         self.cpu_path
     }
 
+    /// How long live streams may go on once the process drains.
+    pub const fn drain_timeout(&self) -> Duration {
+        self.drain_timeout
+    }
+
     /// The engine's limits.
     pub const fn engine(&self) -> &EngineConfig {
         &self.engine
@@ -334,6 +353,7 @@ mod tests {
             threads: Some(0),
             cpu_path: Some("sse".to_owned()),
             kv_blocks: Some(1),
+            drain_timeout_ms: Some(3_600_001),
             ..RawWorker::default()
         };
         let faults: Vec<String> =
@@ -351,6 +371,7 @@ mod tests {
                 "worker.cpu_path: sse is not allowed, must be auto or one of portable, avx2, avx512, \
                  amx",
                 "worker.kv_blocks: 1 is not allowed, must be between 2 and 67108864",
+                "worker.drain_timeout_ms: 3600001 is not allowed, must be at most 3600000",
             ]
         );
     }

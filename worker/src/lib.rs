@@ -64,6 +64,7 @@ pub struct Worker {
     announcer: Announcer,
     models: Models,
     engine: EngineGuard,
+    drain_timeout: Duration,
 }
 
 /// Where the models come from that it serves.
@@ -169,7 +170,8 @@ impl Worker {
         };
         let parts = ServiceParts { seat, standing: announcer.standing(), drain };
         let engine = EngineGuard(parts.seat.clone());
-        Ok(Self { listener, address, parts, announcer, models, engine })
+        let drain_timeout = config.drain_timeout();
+        Ok(Self { listener, address, parts, announcer, models, engine, drain_timeout })
     }
 
     /// Where it listens.
@@ -192,12 +194,12 @@ impl Worker {
     /// # Errors
     /// [`ServeError`] when the server fails.
     pub async fn run(self) -> Result<(), ServeError> {
-        let Self { listener, parts, announcer, models, engine, .. } = self;
+        let Self { listener, parts, announcer, models, engine, drain_timeout, .. } = self;
         let (drain, seat) = (parts.drain.clone(), parts.seat.clone());
         let serving = async {
             tokio::select! {
                 served = server::serve(listener, parts) => served.map_err(ServeError::Server),
-                () = stopped(&drain, &engine.0) => Ok(()),
+                () = stopped(&drain, &engine.0, drain_timeout) => Ok(()),
             }
         };
         let gone = async {
@@ -205,8 +207,8 @@ impl Worker {
                 Models::One(meter) => meter.follow(seat.load()).await,
                 Models::Pool(pool) => pool.run(&drain).await,
             }
-            if drain.phase() == Phase::Stopping {
-                // It was told to.
+            if drain.phase() > Phase::Serving {
+                // It was told to, or drained for too long.
                 pending::<()>().await;
             }
             sleep(STOP_WAIT_MAX).await;
@@ -219,10 +221,14 @@ impl Worker {
     }
 }
 
-/// Resolves a while after the process was told to stop: the engine fails what is left, and its streams have
-/// that long to say so.
-async fn stopped(drain: &Drain, seat: &Seat) {
-    drain.reached(Phase::Stopping).await;
+/// Resolves a while after the process was told to stop, or has drained for as long as it may: the engine fails what
+/// is left, and its streams have that long to say so. Routers have them go on elsewhere.
+async fn stopped(drain: &Drain, seat: &Seat, drain_timeout: Duration) {
+    drain.reached(Phase::Draining).await;
+    tokio::select! {
+        () = drain.reached(Phase::Stopping) => {}
+        () = sleep(drain_timeout) => tracing::info!("drained for {drain_timeout:?}, stopping"),
+    }
     seat.stop();
     sleep(STOP_WAIT_MAX).await;
 }

@@ -163,7 +163,10 @@ impl Lasting {
         *failing = Box::pin(again_failing(leg, LOOK_AROUND_EVERY));
         let suspected_at = leg.latest();
         match self.ledger.rest() {
-            Rest::Usage(usage) => return Some(Ok(Event::Usage(usage))),
+            Rest::Usage(usage) => {
+                self.means.metrics.count_tokens(&usage);
+                return Some(Ok(Event::Usage(usage)));
+            }
             Rest::Forgotten => {}
             Rest::Choices(progress) if self.migrations < MIGRATIONS_MAX => {
                 let call = self.resumed(progress, worker);
@@ -220,7 +223,7 @@ impl Lasting {
         self.means.metrics.migrations.inc();
         self.again.reset();
         let (worker, tokens) = (&leg.placement.worker, self.ledger.tokens());
-        tracing::info!(%worker, tokens, "moved a stream");
+        tracing::debug!(%worker, tokens, "moved a stream");
         self.part = Part::live(leg);
         None
     }
