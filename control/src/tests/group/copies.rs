@@ -119,6 +119,8 @@ async fn any_node_gives_a_backup_as_of_now_and_a_survivor_what_it_has() {
         let saved = once_led(|| async { group.client(other).backup(false).await }).await.unwrap();
         assert!(inspect(&saved).unwrap().index >= index);
     }
+    // A follower may hear of a commit after the one who asked for it.
+    group.shows(3, "by 3").await;
     group.kill(1);
     group.kill(2);
     let client = group.client(3);
