@@ -8,8 +8,10 @@ MAKEFLAGS += --no-print-directory
 ARGS ?=
 # Options for the engine's benchmark, as in: make bench BENCH_ARGS="--model demo"
 BENCH_ARGS ?=
+# Options for the comparison with other routers, as in: make bench-rivals RIVALS_ARGS="--only overhead --seconds 2"
+RIVALS_ARGS ?=
 
-.PHONY: help serve test test-tools verify fix bench compose-image compose-up compose-test
+.PHONY: help serve test test-tools verify fix bench bench-rivals compose-image compose-up compose-test
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -50,6 +52,13 @@ bench: ## Run the benchmarks: tables on the terminal, JSON in bench/results
 		--out $(CURDIR)/bench/results/router.json
 	cargo bench --locked --package phalanx-cluster-tests --bench control -- \
 		--out $(CURDIR)/bench/results/control.json
+	$(MAKE) bench-rivals
+
+bench-rivals: ## Measure the router beside nginx, haproxy, sglang-router and vllm-router (part of bench)
+	bench/rivals/install
+	cargo build --release --locked --bin phalanx
+	cargo bench --locked --package phalanx-cluster-tests --bench rivals -- \
+		--out $(CURDIR)/bench/results $(RIVALS_ARGS)
 
 compose-image: # The binary and what it links to, in an image of its own
 	cargo build --release --locked --bin phalanx

@@ -20,6 +20,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use phalanx_chassis::control_client::ControlClient;
 use phalanx_cluster_tests::process::Process;
+use phalanx_cluster_tests::usage::{cpu_seconds, resident_mib};
 use phalanx_proto::change::Registration;
 use phalanx_proto::fault::FaultCode;
 use phalanx_proto::generate::{Delta, Event, FinishReason, Usage};
@@ -41,8 +42,6 @@ const STREAMS: usize = 400;
 const STREAM_TOKENS: u32 = 257;
 /// Between two tokens of a paced stream: a fast engine's step.
 const PACE: Duration = Duration::from_millis(2);
-/// The kernel's unit of CPU time (`USER_HZ`), fixed by Linux' ABI.
-const TICKS_PER_SECOND: f64 = 100.0;
 
 /// A worker that answers `max_tokens` tokens without computing anything.
 #[derive(Debug)]
@@ -193,21 +192,6 @@ async fn send(url: &str, count: usize, body: &Value) -> f64 {
     begun.elapsed().as_secs_f64()
 }
 
-/// User and system time of a process so far, in seconds.
-fn cpu_seconds(process: u32) -> f64 {
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
-    // Fields are counted behind the name, which is in parentheses and may hold anything.
-    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-    let ticks = |index: usize| fields[index].parse::<f64>().unwrap();
-    (ticks(11) + ticks(12)) / TICKS_PER_SECOND
-}
-
-fn resident_mib(process: u32) -> f64 {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
-}
-
 fn chat(max_tokens: u32, stream: bool) -> Value {
     json!({
         "model": "bench", "messages": [{"role": "user", "content": "How much do you cost?"}],
@@ -220,9 +204,9 @@ fn chat(max_tokens: u32, stream: bool) -> Value {
 async fn token_cost(url: &str, router: u32) -> f64 {
     let mut cost = [0.0; 2];
     for (slot, tokens) in cost.iter_mut().zip([1, STREAM_TOKENS]) {
-        let before = cpu_seconds(router);
+        let before = cpu_seconds(router).unwrap();
         send(url, STREAMS, &chat(tokens, true)).await;
-        *slot = cpu_seconds(router) - before;
+        *slot = cpu_seconds(router).unwrap() - before;
     }
     let sent = STREAMS / CLIENTS * CLIENTS;
     (cost[1] - cost[0]) / (sent as f64 * f64::from(STREAM_TOKENS - 1)) * 1e6
@@ -251,15 +235,15 @@ async fn run() -> Value {
         .unwrap();
 
     send(&url, REQUESTS / 10, &chat(1, false)).await; // warms connections and allocators
-    let before = cpu_seconds(router.id());
+    let before = cpu_seconds(router.id()).unwrap();
     let seconds = send(&url, REQUESTS, &chat(1, false)).await;
     let requests = (REQUESTS / CLIENTS * CLIENTS) as f64;
-    let request_us = (cpu_seconds(router.id()) - before) / requests * 1e6;
+    let request_us = (cpu_seconds(router.id()).unwrap() - before) / requests * 1e6;
     let burst_us = token_cost(&url, router.id()).await;
     pace.send_replace(PACE);
     let paced_us = token_cost(&url, router.id()).await;
     let rate = requests / seconds;
-    let resident = resident_mib(router.id());
+    let resident = resident_mib(router.id()).unwrap();
     println!(
         "router, {CLIENTS} clients: {rate:.0} requests/s, {request_us:.1} us of CPU per request"
     );

@@ -8,7 +8,7 @@
 //!
 //! Tests see what users see, the `phalanx` binary and its ports; of the product only the client of the
 //! control plane is linked, which every process has.
-//! Reading order: [`process`], [`cluster`], [`client`], [`golden`], [`check`], [`engines`]; for the control plane
+//! Reading order: [`process`], [`cluster`], [`client`], [`golden`], [`check`], [`engines`], [`usage`]; for the control plane
 //! [`control_group`], [`serving`], [`history`], [`writers`]; what is done to it beside kills: [`network`],
 //! [`small_disk`].
 #![forbid(unsafe_code)]
@@ -25,4 +25,5 @@ pub mod operator;
 pub mod process;
 pub mod serving;
 pub mod small_disk;
+pub mod usage;
 pub mod writers;
