@@ -113,6 +113,7 @@ fn argument(setting: &'static Setting) -> Arg {
         | Kind::Url
         | Kind::Urls
         | Kind::Peers
+        | Kind::Words
         | Kind::LogFilter
         | Kind::Decimal
         | Kind::Decimals
@@ -129,10 +130,11 @@ fn argument(setting: &'static Setting) -> Arg {
         .action(ArgAction::Set)
         .allow_hyphen_values(true)
         .help(help);
-    if setting.kind == Kind::Switch {
-        return argument.num_args(0..=1).require_equals(true).default_missing_value("true");
+    match setting.kind {
+        Kind::Switch => argument.num_args(0..=1).require_equals(true).default_missing_value("true"),
+        Kind::Words => argument.action(ArgAction::Append),
+        _ => argument,
     }
-    argument
 }
 
 /// Turns a parsed command line into an invocation; `environment` looks variables up.
@@ -196,7 +198,10 @@ fn resolve_settings(
         .transpose()
         .map_err(|fault| Failure::usage(fault.to_string()))?;
     let sources = Sources {
-        flag: &|setting| matches.get_one::<String>(setting.key).cloned(),
+        flag: &|setting| {
+            let given: Vec<&str> = matches.get_many(setting.key)?.map(String::as_str).collect();
+            Some(given.join(" "))
+        },
         environment,
         file: file.as_ref(),
     };
@@ -243,6 +248,21 @@ mod tests {
             let Invocation::Control(settings) = invocation else { panic!("{invocation:?}") };
             assert_eq!(settings.is_on(&settings::CONTROL_BOOTSTRAP), expected);
         }
+    }
+
+    #[test]
+    fn engines_are_given_one_by_one_or_all_in_a_variable() {
+        let engines = |words: &[&str], variables: &[(&str, &str)]| {
+            let invocation = invoke(words, variables).unwrap();
+            let Invocation::Router(settings) = invocation else { panic!("{invocation:?}") };
+            settings.list(&settings::ROUTER_ENGINE).to_vec()
+        };
+        let words = ["router", "--engine", "http://a:1,model=m", "--engine", "b=http://b:2"];
+        assert_eq!(engines(&words, &[]), ["http://a:1,model=m", "b=http://b:2"]);
+        let variables = [("PHALANX_ENGINE", "http://a:1 http://b:2")];
+        assert_eq!(engines(&["router"], &variables), ["http://a:1", "http://b:2"]);
+        let lines = invoke(&["router", "--engine", "https://a"], &[]).unwrap_err();
+        assert!(lines[0].starts_with("--engine https://a: must be an http:// URL"), "{lines:?}");
     }
 
     #[test]

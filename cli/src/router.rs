@@ -5,14 +5,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use phalanx_chassis::announce::Announcer;
-use phalanx_chassis::config::Resolved;
+use phalanx_chassis::config::{Origin, Resolved};
 use phalanx_chassis::control_client::ControlClient;
+use phalanx_chassis::drain::Drain;
 use phalanx_chassis::metrics::Metrics;
 use phalanx_chassis::watch::ViewWatch;
 use phalanx_proto::change::Registration;
-use phalanx_proto::view::{Capacity, MemberRole};
+use phalanx_proto::view::{Capacity, ClusterView, MemberRole};
 use phalanx_router::{RawBreaker, RawDispatch, RawRetry, RawRouter, Router, RouterConfig};
 use serde_json::json;
+use tokio::sync::watch;
 
 use crate::failure::{Failure, chain};
 use crate::ready::write_ready_file;
@@ -26,7 +28,7 @@ use crate::{settings, start_logs};
 pub(crate) async fn run(resolved: &Resolved) -> Result<(), Failure> {
     start_logs(resolved)?;
     let mut roles = Roles::new()?;
-    let control = resolved.list(&settings::ROUTER_CONTROL);
+    let control = control_nodes(resolved);
     let Some(address) = start(&mut roles, resolved, control, &Metrics::default()).await? else {
         return Ok(());
     };
@@ -36,7 +38,14 @@ pub(crate) async fn run(resolved: &Resolved) -> Result<(), Failure> {
     roles.run().await
 }
 
-/// Binds a router that follows the nodes at `control`, and runs it; `None` when a signal came first.
+/// The nodes to follow: none if nobody named any and there are foreign engines to serve with.
+fn control_nodes(resolved: &Resolved) -> &[String] {
+    let is_named = resolved.origin(&settings::ROUTER_CONTROL) != Some(&Origin::Default);
+    let has_engines = !resolved.list(&settings::ROUTER_ENGINE).is_empty();
+    if has_engines && !is_named { &[] } else { resolved.list(&settings::ROUTER_CONTROL) }
+}
+
+/// Binds a router that follows the nodes at `control`, if any, and runs it; `None` when a signal came first.
 ///
 /// # Errors
 /// When it cannot start.
@@ -48,6 +57,21 @@ pub(crate) async fn start(
 ) -> Result<Option<SocketAddr>, Failure> {
     let config = RouterConfig::try_from(raw(resolved))
         .map_err(|faults| Failure::Usage(faults.iter().map(ToString::to_string).collect()))?;
+    let drain = roles.drain(Role::Router);
+    if control.is_empty() {
+        // Its sender is kept for as long as the router runs, though it has nothing to say.
+        let (unchanging, view) = watch::channel(Arc::default());
+        let Some(router) = roles.during(bind(config, view, metrics, drain)).await? else {
+            return Ok(None);
+        };
+        let address = router.local_addr();
+        roles.start(Role::Router, async move {
+            router.run().await;
+            drop(unchanging);
+            Ok(())
+        });
+        return Ok(Some(address));
+    }
     // Two clients: the watch leaves a node that lags, where a heartbeat would still be heard.
     let client = || {
         let client = ControlClient::new(control).map(ControlClient::as_router);
@@ -55,14 +79,9 @@ pub(crate) async fn start(
     };
     let view_file = resolved.text(&settings::ROUTER_VIEW_FILE).map(PathBuf::from);
     let view = Arc::new(ViewWatch::start(client()?, view_file));
-    let drain = roles.drain(Role::Router);
     let leaving = drain.clone();
-    let bind = async {
-        Router::bind(config, view.view(), metrics, drain)
-            .await
-            .map_err(|error| Failure::Failed(format!("the router cannot start: {}", chain(&error))))
-    };
-    let Some(router) = roles.during(bind).await? else { return Ok(None) };
+    let binding = bind(config, view.view(), metrics, drain);
+    let Some(router) = roles.during(binding).await? else { return Ok(None) };
     let followed = Arc::clone(&view);
     let router = router.with_staleness(move || followed.staleness());
     let address = router.local_addr();
@@ -73,6 +92,17 @@ pub(crate) async fn start(
         Ok(())
     });
     Ok(Some(address))
+}
+
+async fn bind(
+    config: RouterConfig,
+    view: watch::Receiver<Arc<ClusterView>>,
+    metrics: &Metrics,
+    drain: Drain,
+) -> Result<Router, Failure> {
+    Router::bind(config, view, metrics, drain)
+        .await
+        .map_err(|error| Failure::Failed(format!("the router cannot start: {}", chain(&error))))
 }
 
 fn registration(resolved: &Resolved, address: SocketAddr) -> Registration {
@@ -131,6 +161,7 @@ pub(crate) fn raw(resolved: &Resolved) -> RawRouter {
             queue_max: resolved.integer(&settings::DISPATCH_QUEUE),
             engine_requests_max: resolved.integer(&settings::DISPATCH_ENGINE),
         },
+        engine: resolved.list(&settings::ROUTER_ENGINE).to_vec(),
     }
 }
 

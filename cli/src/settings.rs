@@ -33,7 +33,9 @@ settings! {
     ROUTER_ADVERTISE = [router] advertise: Kind::Url, None,
         "The URL that the cluster knows this router by (default: the bound address)";
     ROUTER_CONTROL = [router] control: Kind::Urls, Some("http://127.0.0.1:7400"),
-        "Control nodes to follow";
+        "Control nodes to follow; with --engine alone, none unless named";
+    ROUTER_ENGINE = [router] engine: Kind::Words, None,
+        "A server that speaks OpenAI's API, as [NAME=]URL[,model=NAME][,key_env=VARIABLE][,price_in=N][,price_out=N] with prices for a million tokens; may be given several times";
     ROUTER_AUTH = [router] auth: Kind::Only("off"), Some("off"),
         "Whether clients need a key";
     ROUTER_VIEW_FILE = [router] view_file: Kind::Path, None,
@@ -231,7 +233,8 @@ settings! {
 }
 
 static LOGS: [&Setting; 2] = [&LOG_FORMAT, &LOG_LEVEL];
-static ROUTING: [&Setting; 21] = [
+static ROUTING: [&Setting; 22] = [
+    &ROUTER_ENGINE,
     &ROUTER_AUTH,
     &ROUTER_BODY_BYTES,
     &ROUTER_CONCURRENCY,

@@ -7,6 +7,7 @@ pub(crate) mod completions;
 pub(crate) mod health;
 pub(crate) mod models;
 pub(crate) mod openai;
+pub(crate) mod pass;
 pub(crate) mod sse;
 pub(crate) mod tokenize;
 pub(crate) mod whole;
@@ -16,25 +17,28 @@ use std::time::{Duration, Instant};
 
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use futures::future::try_join_all;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use phalanx_chassis::drain::Drain;
 use phalanx_chassis::metrics::Metrics;
-use phalanx_proto::fault::Fault;
+use phalanx_proto::fault::{Fault, FaultCode};
 use phalanx_proto::generate::Generate;
-use phalanx_proto::id::ModelName;
+use phalanx_proto::id::{ModelName, RequestId};
 use serde_json::{Map, Value};
-use tower::{Service, ServiceExt};
+use tower::ServiceExt;
 
 use self::answers::Answers;
 use self::openai::answer::{Format, Head, TokenIds};
 use self::openai::parameters::{Delivery, Parameters};
-use crate::ask::{Ask, Call, Standing};
+use crate::ask::{Ask, Call, HttpForm, Standing};
 use crate::config::RouterConfig;
 use crate::dispatch::{Dispatch, affinity};
+use crate::engine::Kinds;
+use crate::engine::foreign::passed::PassedResponse;
 use crate::engine::native::CallMetadata;
 use crate::error::RouterError;
+use crate::outline::Outline;
 use crate::record::RequestRecord;
 use crate::reply::{Placement, Reply};
 use crate::stack::GenerateStack;
@@ -58,11 +62,11 @@ pub(crate) struct Gateway {
     pub(crate) started: u64,
 }
 
-/// A request whose body has arrived and is a JSON object.
+/// A request whose body has arrived.
 #[derive(Debug)]
 pub(crate) struct Incoming {
     pub(crate) record: RequestRecord,
-    pub(crate) body: Map<String, Value>,
+    pub(crate) body: Bytes,
     pub(crate) received: Instant,
     pub(crate) deadline: Instant,
     /// The whole time from start to deadline, as the client was promised it.
@@ -71,6 +75,30 @@ pub(crate) struct Incoming {
     standing: Standing,
     /// The client's name for the session that this request belongs to.
     session: Option<String>,
+}
+
+/// A kind of completion.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Endpoint {
+    pub(crate) path: &'static str,
+    /// Reads a body for native workers, one generation a prompt, with this id and seed.
+    pub(crate) read: ReadNative,
+}
+
+type ReadNative =
+    fn(&Map<String, Value>, &RequestId, u64) -> Result<(Vec<Generate>, Parameters), Fault>;
+
+/// A request as native workers take it, and how the client wants their answers laid out.
+#[derive(Debug)]
+struct Reading {
+    generates: Vec<Generate>,
+    layout: Layout,
+}
+
+#[derive(Debug)]
+struct Layout {
+    parameters: Parameters,
+    has_logprobs: bool,
 }
 
 // === impl Gateway ===
@@ -85,11 +113,10 @@ impl Gateway {
         let standing = Standing::of(&parts.headers)?;
         let reading = body::read(&parts.headers, body, self.config.body_bytes_max());
         let reading = body::in_time(reading, body::READ_TIMEOUT, &self.drain);
-        let bytes = tokio::time::timeout_at(deadline.into(), reading)
+        let body = tokio::time::timeout_at(deadline.into(), reading)
             .await
             .map_err(|_| RouterError::DeadlineExceeded { timeout })??;
         let received = Instant::now();
-        let body = body::parse(&bytes)?;
         let traceparent = parts
             .headers
             .get(TRACEPARENT)
@@ -102,71 +129,119 @@ impl Gateway {
         Ok(Incoming { record, body, received, deadline, timeout, metadata, standing, session })
     }
 
-    /// Runs `generates` (one per prompt) and answers in `F`'s layout.
-    pub(crate) async fn answer<F>(
+    /// Answers a completion, in `F`'s layout if a native worker has it, else in the foreign engine's own words.
+    pub(crate) async fn complete<F>(
         &self,
-        incoming: Incoming,
-        generates: Vec<Generate>,
-        parameters: &Parameters,
+        request: Request,
+        endpoint: Endpoint,
         format: F,
     ) -> Result<Response, RouterError>
     where
         F: Format + Send + Unpin + 'static,
     {
-        let record = incoming.record.clone();
-        self.name_model(&record, &parameters.model);
-        let has_logprobs = generates.first().is_some_and(|first| first.top_logprobs.is_some());
-        let streams = self.start(incoming, generates).await?;
-        let Some(placement) = streams.first().map(TokenStream::placement).cloned() else {
-            return Err(RouterError::NoWorker { model: parameters.model.clone() });
+        let incoming = self.read(request).await?;
+        let outline = Outline::read(&incoming.body);
+        let kinds = outline.as_ref().map(|outline| self.dispatch.fleet().kinds(&outline.model));
+        let (Some(outline), Some(Kinds { foreign: true, native })) = (outline, kinds) else {
+            let reading = incoming.read_native(endpoint)?;
+            return self.answer_native(incoming, reading, format).await;
         };
-        record.place(placement.worker.clone());
-        let revision = placement.revision.as_ref().map(phalanx_proto::id::Revision::as_str);
-        let head = Head::new::<F>(parameters.model.as_str(), revision);
-        let ids = if parameters.return_token_ids { TokenIds::Shown } else { TokenIds::Hidden };
-        let answers = Answers::new(streams, parameters.choices);
-        let response = match parameters.delivery {
-            Delivery::Stream(usage) => sse::respond(sse::SseStream::new(
-                answers,
-                format,
-                sse::Style { head, usage, ids },
-                record,
-            )),
-            Delivery::Whole => {
-                let style = whole::Style { head, ids, has_logprobs };
-                let body = whole::collect(answers, format, &style).await?;
-                json_response(body)
+        let reading = if native {
+            incoming.read_native(endpoint)
+        } else {
+            Err(Fault::new(FaultCode::Unavailable, "no native worker serves it"))
+        };
+        let is_foreign_up = || self.dispatch.fleet().is_served(&outline.model, Kinds::FOREIGN);
+        let (native, layout) = match reading {
+            Ok(reading) if reading.generates.len() > 1 && !is_foreign_up() => {
+                return self.answer_native(incoming, reading, format).await;
             }
+            Ok(Reading { mut generates, layout }) => {
+                let last = generates.pop().filter(|_| generates.is_empty());
+                // Several prompts are one request to a foreign engine, but several to native ones.
+                let several = || Fault::new(FaultCode::Unavailable, "it has several prompts");
+                (last.ok_or_else(several), Some(layout))
+            }
+            Err(fault) => (Err(fault), None),
         };
-        Ok(with_placement(response, &placement))
+        let record = incoming.record.clone();
+        let call = self.call(&incoming, endpoint.path, &outline, native);
+        match (self.generate.clone().oneshot(call).await?, layout) {
+            (Reply::Passed(response), _) => Ok(passed(response, record)),
+            (Reply::Tokens(stream), Some(layout)) => {
+                respond(record, vec![stream], layout, format).await
+            }
+            // No native worker is asked without a native form.
+            (Reply::Tokens(_), None) => Err(RouterError::NoWorker { model: outline.model }),
+        }
     }
 
-    async fn start(
+    /// Passes a request on that only foreign engines can answer.
+    pub(crate) async fn pass(
+        &self,
+        incoming: &Incoming,
+        path: &'static str,
+        outline: &Outline,
+    ) -> Result<Response, RouterError> {
+        let record = incoming.record.clone();
+        let native = Err(Fault::new(FaultCode::Unavailable, "native workers do not serve this"));
+        let call = self.call(incoming, path, outline, native);
+        match self.generate.clone().oneshot(call).await? {
+            Reply::Passed(response) => Ok(passed(response, record)),
+            Reply::Tokens(_) => Err(RouterError::NoWorker { model: outline.model.clone() }),
+        }
+    }
+
+    /// A call that foreign engines can take as its client sent it.
+    fn call(
+        &self,
+        incoming: &Incoming,
+        path: &'static str,
+        outline: &Outline,
+        native: Result<Generate, Fault>,
+    ) -> Call {
+        self.name_model(&incoming.record, &outline.model);
+        let draw = incoming.draw(&outline.model, outline.user.as_deref());
+        let form = HttpForm {
+            path,
+            body: incoming.body.clone(),
+            model: outline.model.clone(),
+            model_at: outline.model_at.clone(),
+            request_id: incoming.record.id().clone(),
+        };
+        incoming.call(Ask::http(form, outline, native), draw)
+    }
+
+    /// Runs all generations of `reading` at native workers and answers in `F`'s layout.
+    async fn answer_native<F>(
         &self,
         incoming: Incoming,
-        generates: Vec<Generate>,
-    ) -> Result<Vec<TokenStream>, RouterError> {
-        let draw = generates.first().map_or(0, |first| incoming.draw(&first.model));
-        let Incoming { received, deadline, timeout, metadata, standing, .. } = incoming;
-        try_join_all(generates.into_iter().map(|generate| {
-            let mut service = self.generate.clone();
-            let call = Call {
-                ask: Arc::new(Ask::native(generate)),
-                received,
-                deadline,
-                timeout,
-                metadata: metadata.clone(),
-                draw,
-                standing,
-                excluded: Vec::new(),
-                resume: None,
-            };
+        reading: Reading,
+        format: F,
+    ) -> Result<Response, RouterError>
+    where
+        F: Format + Send + Unpin + 'static,
+    {
+        let Reading { generates, layout } = reading;
+        let record = incoming.record.clone();
+        let model = &layout.parameters.model;
+        self.name_model(&record, model);
+        let draw = incoming.draw(model, layout.parameters.user.as_deref());
+        let calls =
+            generates.into_iter().map(|generate| incoming.call(Ask::native(generate), draw));
+        let streams = try_join_all(calls.map(|call| {
+            let service = self.generate.clone();
             async move {
-                let Reply::Tokens(stream) = service.ready().await?.call(call).await?;
-                Ok(stream)
+                let model = call.ask.model.clone();
+                match service.oneshot(call).await? {
+                    Reply::Tokens(stream) => Ok(stream),
+                    // No foreign engine is asked without a form for it.
+                    Reply::Passed(_) => Err(RouterError::NoWorker { model }),
+                }
             }
-        }))
-        .await
+        }));
+        let streams = streams.await?;
+        respond(record, streams, layout, format).await
     }
 
     /// Labels the request's metrics with its model, if there is such a model.
@@ -180,13 +255,74 @@ impl Gateway {
 // === impl Incoming ===
 
 impl Incoming {
-    /// Which part of the traffic of `alias` this is. A session stays in its part, and so does a user who names no
+    /// Reads the body for native workers.
+    fn read_native(&self, endpoint: Endpoint) -> Result<Reading, Fault> {
+        let body = body::parse(&self.body)?;
+        let seed = uuid::Uuid::new_v4().as_u64_pair().0;
+        let (generates, parameters) = (endpoint.read)(&body, self.record.id(), seed)?;
+        let has_logprobs = generates.first().is_some_and(|first| first.top_logprobs.is_some());
+        Ok(Reading { generates, layout: Layout { parameters, has_logprobs } })
+    }
+
+    /// Which part of the traffic of `alias` this is. A session stays in its part, and so does a `user` who names no
     /// session.
-    pub(crate) fn draw(&self, alias: &ModelName) -> u64 {
-        let user = || self.body.get("user").and_then(Value::as_str);
-        let key = self.session.as_deref().or_else(user).filter(|key| !key.is_empty());
+    pub(crate) fn draw(&self, alias: &ModelName, user: Option<&str>) -> u64 {
+        let key = self.session.as_deref().or(user).filter(|key| !key.is_empty());
         affinity::draw(alias, key, uuid::Uuid::new_v4().as_u64_pair().0)
     }
+
+    fn call(&self, ask: Ask, draw: u64) -> Call {
+        Call {
+            ask: Arc::new(ask),
+            received: self.received,
+            deadline: self.deadline,
+            timeout: self.timeout,
+            metadata: self.metadata.clone(),
+            draw,
+            standing: self.standing,
+            excluded: Vec::new(),
+            resume: None,
+        }
+    }
+}
+
+/// The answer of native workers, laid out as the client asked.
+async fn respond<F>(
+    record: RequestRecord,
+    streams: Vec<TokenStream>,
+    layout: Layout,
+    format: F,
+) -> Result<Response, RouterError>
+where
+    F: Format + Send + Unpin + 'static,
+{
+    let Layout { parameters, has_logprobs } = layout;
+    let Some(placement) = streams.first().map(TokenStream::placement).cloned() else {
+        return Err(RouterError::NoWorker { model: parameters.model });
+    };
+    record.place(placement.worker.clone());
+    let revision = placement.revision.as_ref().map(phalanx_proto::id::Revision::as_str);
+    let head = Head::new::<F>(parameters.model.as_str(), revision);
+    let ids = if parameters.return_token_ids { TokenIds::Shown } else { TokenIds::Hidden };
+    let answers = Answers::new(streams, parameters.choices);
+    let response = match parameters.delivery {
+        Delivery::Stream(usage) => {
+            let style = sse::Style { head, usage, ids };
+            sse::respond(sse::SseStream::new(answers, format, style, record))
+        }
+        Delivery::Whole => {
+            let style = whole::Style { head, ids, has_logprobs };
+            json_response(whole::collect(answers, format, &style).await?)
+        }
+    };
+    Ok(with_placement(response, &placement))
+}
+
+/// The answer of a foreign engine, as it is.
+fn passed(response: PassedResponse, record: RequestRecord) -> Response {
+    let placement = response.placement().clone();
+    record.place(placement.worker.clone());
+    with_placement(response.into_response(record), &placement)
 }
 
 /// How long the client wants to wait, if it says.

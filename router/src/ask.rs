@@ -3,21 +3,27 @@
 //! An [`Ask`] is read once and shared by all attempts; a [`Call`] is the ask with its deadline and its history. The
 //! answer is a [`Reply`](crate::reply::Reply).
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, header};
 use phalanx_proto::fault::Fault;
 use phalanx_proto::generate::{ChoiceProgress, Generate, Input, Stopping};
-use phalanx_proto::id::{MemberId, ModelName, Revision};
+use phalanx_proto::id::{MemberId, ModelName, RequestId, Revision};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::dispatch::cost::Work;
+use crate::engine::Kinds;
 use crate::engine::native::CallMetadata;
+use crate::outline::Outline;
 use crate::queue::fair::{Flow, Priority};
 
 /// Tokens an answer is expected to have, where the client set no lower limit.
 pub(crate) const ANSWER_TOKENS_EXPECTED: u64 = 128;
+/// Longest model name looked up; served names are far shorter.
+pub(crate) const MODEL_NAME_BYTES_MAX: usize = 256;
 /// English text has about four bytes per token; a rough guess is enough to compare engines.
 const BYTES_PER_TOKEN: u64 = 4;
 
@@ -30,6 +36,20 @@ pub(crate) struct Ask {
     pub(crate) work: Work,
     /// For workers over gRPC, or what their client would be told.
     pub(crate) native: Result<Arc<Generate>, Fault>,
+    /// For servers that speak OpenAI's API.
+    pub(crate) http: Option<HttpForm>,
+}
+
+/// A request as its client sent it.
+#[derive(Clone, Debug)]
+pub(crate) struct HttpForm {
+    /// The endpoint, from `/v1` on.
+    pub(crate) path: &'static str,
+    pub(crate) body: Bytes,
+    /// The model that the body names, and where.
+    pub(crate) model: ModelName,
+    pub(crate) model_at: Range<usize>,
+    pub(crate) request_id: RequestId,
 }
 
 const X_PRIORITY: HeaderName = HeaderName::from_static("x-priority");
@@ -84,13 +104,42 @@ impl Ask {
             model: generate.model.clone(),
             work: predicted_work(&generate),
             native: Ok(Arc::new(generate)),
+            http: None,
         }
     }
+
+    /// What `outline` is of, for foreign engines; native workers take it as `native`, or not for the fault there.
+    pub(crate) fn http(form: HttpForm, outline: &Outline, native: Result<Generate, Fault>) -> Self {
+        let answer = answer_tokens(outline.max_tokens) * outline.choices;
+        let prefill = outline.input_bytes as u64 / BYTES_PER_TOKEN;
+        let work = Work { prefill_tokens: prefill.max(1), decode_tokens: answer };
+        Self {
+            model: outline.model.clone(),
+            work: native.as_ref().map_or(work, predicted_work),
+            native: native.map(Arc::new),
+            http: Some(form),
+        }
+    }
+
+    /// The kinds of engines that it has a form for.
+    pub(crate) const fn kinds(&self) -> Kinds {
+        Kinds { native: self.native.is_ok(), foreign: self.http.is_some() }
+    }
+}
+
+/// Tokens to expect of one choice.
+fn answer_tokens(max_tokens: Option<u64>) -> u64 {
+    max_tokens.map_or(ANSWER_TOKENS_EXPECTED, |max| max.min(ANSWER_TOKENS_EXPECTED))
 }
 
 // === impl Call ===
 
 impl Call {
+    /// The kinds of engines that can take it. Only a native worker goes on with what another one began.
+    pub(crate) fn kinds(&self) -> Kinds {
+        if self.resume.is_some() { Kinds::NATIVE } else { self.ask.kinds() }
+    }
+
     /// What is left of the work: a worker that goes on computes the tokens so far as it does the prompt.
     pub(crate) fn work(&self) -> Work {
         let Work { prefill_tokens, decode_tokens } = self.ask.work;
@@ -152,9 +201,7 @@ fn predicted_work(generate: &Generate) -> Work {
         Input::Text(text) => text.len() as u64 / BYTES_PER_TOKEN,
         Input::Tokens(ids) => ids.len() as u64,
     };
-    let answer = generate.stopping.max_tokens.map_or(ANSWER_TOKENS_EXPECTED, |max_tokens| {
-        u64::from(max_tokens).min(ANSWER_TOKENS_EXPECTED)
-    });
+    let answer = answer_tokens(generate.stopping.max_tokens.map(u64::from));
     Work {
         prefill_tokens: prefill_tokens.max(1),
         decode_tokens: answer * u64::from(generate.choices),

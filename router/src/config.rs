@@ -1,14 +1,15 @@
 //! The router's settings: raw as the user wrote them, then validated once.
 
 mod faults;
+pub(crate) mod foreign;
 
 use std::time::Duration;
 
 use serde::Deserialize;
 
-pub use self::faults::{RawBreaker, RawDispatch, RawRetry};
-
 use self::faults::DispatchLimits;
+pub use self::faults::{RawBreaker, RawDispatch, RawRetry};
+use self::foreign::ForeignConfig;
 
 use crate::dispatch::health::HealthPolicy;
 use crate::engine::Surroundings;
@@ -53,6 +54,8 @@ pub struct RawRouter {
     pub retry: RawRetry,
     /// Section `[dispatch]`.
     pub dispatch: RawDispatch,
+    /// Servers that speak OpenAI's API: `NAME=URL,model=..,key_env=..,price_in=..,price_out=..`.
+    pub engine: Vec<String>,
 }
 
 /// A setting that cannot be used.
@@ -82,6 +85,7 @@ pub struct RouterConfig {
     health: HealthPolicy,
     retry: RetryPolicy,
     dispatch: DispatchLimits,
+    engines: Vec<ForeignConfig>,
 }
 
 /// Collects every setting that is out of its limits.
@@ -132,6 +136,10 @@ impl RouterConfig {
         self.retry
     }
 
+    pub(crate) fn engines(&self) -> &[ForeignConfig] {
+        &self.engines
+    }
+
     /// How long a request may take, given what its client asked for.
     pub(crate) fn request_timeout(&self, asked: Option<Duration>) -> Duration {
         asked.unwrap_or(self.request_timeout).min(self.request_timeout_max)
@@ -180,6 +188,7 @@ impl TryFrom<RawRouter> for RouterConfig {
         if port.is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
             limits.refuse("listen", listen.clone(), "HOST:PORT".to_owned());
         }
+        let engines = foreign::engines(raw.engine, &mut limits);
         let health = raw.breaker.validate(&mut limits);
         let retry = raw.retry.validate(&mut limits);
         let dispatch = raw.dispatch.validate(&mut limits);
@@ -199,6 +208,7 @@ impl TryFrom<RawRouter> for RouterConfig {
             health,
             retry,
             dispatch,
+            engines,
         })
     }
 }

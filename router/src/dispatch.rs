@@ -1,9 +1,9 @@
 //! Chooses an engine for one attempt and starts it there: the innermost service of the second stack.
 //!
 //! ```text
-//! view ── follow ──► Fleet (names -> engines) ── candidates ──► cost::choose ──► engine/native
-//!                                  ▲                 ▲ credit, load, learnt rates
-//! reports, and their silence ── listen
+//! view, foreign models ── follow ──► Fleet (names -> engines) ── candidates ──► cost::choose ──► engine/*
+//!                                             ▲                 ▲ credit, load, learnt rates
+//!            reports, and their silence ── listen
 //! ```
 //! An alias' traffic is divided by `affinity`. Engines that fail (`breaker`) or lag far behind their peers (`pace`) are no
 //! candidates, as `health` knows. While all of them are full (`saturation`), requests wait in the
@@ -24,6 +24,7 @@ pub(crate) mod room;
 pub(crate) mod saturation;
 
 use std::borrow::Cow;
+use std::future::pending;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
@@ -38,13 +39,13 @@ use phalanx_proto::pb;
 use tower::Service;
 
 use self::cost::{Offer, Work};
-use self::credit::CreditGuard;
-use self::fleet::{Candidates, Fleet, Route};
+use self::fleet::{Candidates, Eligible, Fleet, Route};
 use self::health::{Admission, Trial};
 use self::pace::WorkClass;
 use crate::ask::Call;
+use crate::engine::foreign::{Foreign, passed};
 use crate::engine::native::{CallMetadata, Native};
-use crate::engine::{Engine, Kind, native};
+use crate::engine::{Engine, Identity, Kind, native};
 use crate::error::{Progress, RouterError};
 use crate::meter::Meter;
 use crate::metrics::RouterMetrics;
@@ -84,17 +85,23 @@ pub(crate) struct Choice {
 /// A request on its way to an engine, its work on the books.
 #[derive(Debug)]
 pub(crate) struct Assignment {
-    pub(crate) engine: Arc<Engine>,
-    pub(crate) trial: Trial,
-    pub(crate) credit: CreditGuard,
-    pub(crate) sending: Sending,
+    sending: Sending,
     placement: Placement,
+    /// Holds the credit, and what the engine's health is told.
+    meter: Meter,
 }
 
-/// What the engine is sent, in the form that it takes.
+/// Where it is sent, and what, in the form that the engine takes.
 #[derive(Debug)]
-pub(crate) enum Sending {
-    Native { worker: Arc<Native>, message: Box<pb::GenerateRequest> },
+enum Sending {
+    Native {
+        worker: Arc<Native>,
+        message: Box<pb::GenerateRequest>,
+    },
+    /// The form that the call has for it.
+    Foreign {
+        server: Arc<Foreign>,
+    },
 }
 
 // === impl Dispatch ===
@@ -113,24 +120,25 @@ impl Dispatch {
         self.fleet.load()
     }
 
-    /// The engine that answers `work` for `name` soonest, of those not excluded. `draw` divides an alias' traffic.
+    /// The engine that answers `work` for `name` soonest, of those that are eligible. `draw` divides an alias' traffic.
     pub(crate) fn choose(
         &self,
         name: &ModelName,
         draw: u64,
         work: Work,
-        excluded: &[MemberId],
+        eligible: Eligible<'_>,
     ) -> Result<Choice, RouterError> {
         let fleet = self.fleet.load();
-        let route = fleet.route(name, draw, excluded).ok_or_else(|| fleet.unknown(name))?;
-        self.choose_on(route, work, excluded, Fullness::Ignored)
+        let route = fleet.route(name, draw, eligible).ok_or_else(|| fleet.unknown(name))?;
+        self.choose_on(route, work, eligible, Fullness::Ignored)
     }
 
     /// Whether an engine that is well, and none of `excluded`, could take `call`.
     pub(crate) fn has_other(&self, call: &Call, excluded: &[MemberId]) -> bool {
         let fleet = self.fleet.load();
-        let route = route_of(&fleet, call, excluded);
-        let candidates = route.map(|route| route.candidates(excluded, Instant::now()));
+        let eligible = Eligible { kinds: call.kinds(), excluded };
+        let route = route_of(&fleet, call, eligible);
+        let candidates = route.map(|route| route.candidates(eligible, Instant::now()));
         candidates.is_some_and(|others| others.engines.iter().any(|other| other.is_heard()))
     }
 
@@ -138,12 +146,12 @@ impl Dispatch {
         &self,
         route: Route<'_>,
         work: Work,
-        excluded: &[MemberId],
+        eligible: Eligible<'_>,
         fullness: Fullness,
     ) -> Result<Choice, RouterError> {
         let rotation = self.rotation.fetch_add(1, Ordering::Relaxed);
         let now = Instant::now();
-        let Candidates { mut engines, admission } = route.candidates(excluded, now);
+        let Candidates { mut engines, admission } = route.candidates(eligible, now);
         if fullness == Fullness::Minded && !engines.is_empty() {
             engines.retain(|engine| engine.has_room(now));
             if engines.is_empty() {
@@ -171,7 +179,8 @@ impl Dispatch {
         }
         let usual = {
             let fleet = self.fleet.load();
-            let route = fleet.route(&call.ask.model, call.draw, &call.excluded);
+            let eligible = Eligible { kinds: call.kinds(), excluded: &call.excluded };
+            let route = fleet.route(&call.ask.model, call.draw, eligible);
             route.and_then(|route| route.usual(call.ask.work.prefill_tokens))
         };
         self.queue.wait(call, usual).await
@@ -190,8 +199,9 @@ impl Dispatch {
         let fullness = if is_rest { Fullness::Ignored } else { Fullness::Minded };
         let mut excluded = Cow::from(&call.excluded);
         loop {
-            let route = route_of(&fleet, call, &excluded).ok_or_else(|| fleet.unknown(name))?;
-            let choice = self.choose_on(route, call.work(), &excluded, fullness)?;
+            let eligible = Eligible { kinds: call.kinds(), excluded: &excluded };
+            let route = route_of(&fleet, call, eligible).ok_or_else(|| fleet.unknown(name))?;
+            let choice = self.choose_on(route, call.work(), eligible, fullness)?;
             let id = choice.engine.id();
             if let Some(assignment) = Assignment::new(choice, call)? {
                 if !call.excluded.is_empty() && !is_rest {
@@ -208,7 +218,8 @@ impl Dispatch {
     pub(crate) fn assign_shadow(&self, call: &Call) -> Option<Assignment> {
         let fleet = self.fleet.load();
         let route = fleet.shadow(&call.ask.model)?;
-        let choice = self.choose_on(route, call.ask.work, &[], Fullness::Minded).ok()?;
+        let eligible = Eligible { kinds: call.kinds(), excluded: &[] };
+        let choice = self.choose_on(route, call.ask.work, eligible, Fullness::Minded).ok()?;
         Assignment::new(choice, call).ok().flatten()
     }
 
@@ -218,32 +229,23 @@ impl Dispatch {
         assignment: Assignment,
         call: &Call,
     ) -> BoxFuture<'static, ReplyResult> {
-        let Assignment { engine, mut trial, credit, sending, placement } = assignment;
-        // An attempt after the first has less time left.
-        let timeout = call.deadline.saturating_duration_since(Instant::now());
-        let metadata = CallMetadata { timeout, ..call.metadata.clone() };
-        let (metrics, received) = (self.metrics.clone(), call.received);
         if call.excluded.is_empty() {
-            metrics.overhead.observe(received.elapsed().as_secs_f64());
+            self.metrics.overhead.observe(call.received.elapsed().as_secs_f64());
         }
-        let Sending::Native { worker, message } = sending;
-        let deserted = self.deserted(&engine, call);
-        Box::pin(async move {
-            let sent = Instant::now();
-            let alone = credit.is_only_prefill();
-            let begun = tokio::select! {
-                biased;
-                begun = native::generate(&worker, *message, metadata) => begun,
-                fault = deserted => Err(fault),
-            };
-            let (first, source) = begun.map_err(|fault| {
-                trial.failed(&fault);
-                let worker = engine.identity.clone();
-                RouterError::Worker { worker, progress: Progress::NotStarted, fault }
-            })?;
-            let meter = Meter::new(engine, credit, trial, metrics).timed(received, sent, alone);
-            Ok(Reply::Tokens(TokenStream::new(Leg::new(first, source, placement, meter))))
-        })
+        let meter = assignment.meter.counting(self.metrics.clone());
+        let assignment = Assignment { meter, ..assignment };
+        match &assignment.sending {
+            Sending::Native { .. } => {
+                let deserted = self.deserted(assignment.meter.engine(), call);
+                let call = call.clone();
+                Box::pin(async move { assignment.begin(&call, deserted).await })
+            }
+            // Whether it is well is known from its answers alone.
+            Sending::Foreign { .. } => {
+                let call = call.clone();
+                Box::pin(async move { assignment.begin(&call, pending()).await })
+            }
+        }
     }
 
     /// Resolves when `call` should wait for `engine` no longer: that stopped or hangs, and another one is well.
@@ -287,6 +289,7 @@ impl Assignment {
                 let message = Box::new(generate.into_wire(worker.epoch));
                 Sending::Native { worker: Arc::clone(worker), message }
             }
+            Kind::Foreign(server) => Sending::Foreign { server: Arc::clone(server) },
         };
         // What the engine computes before the first event: what it has in hand, and this.
         let ahead = engine.offer().outstanding.prefill_tokens.saturating_add(work.prefill_tokens);
@@ -299,13 +302,59 @@ impl Assignment {
         let credit = engine.take_credit(work);
         let revision = engine.revision(&model).cloned();
         let placement = Placement { worker: engine.identity.clone(), model, revision };
-        Ok(Some(Self { engine, trial, credit, sending, placement }))
+        let meter = Meter::new(engine, credit, trial, call.received);
+        Ok(Some(Self { sending, placement, meter }))
+    }
+
+    /// Whom it is sent to.
+    pub(crate) const fn worker(&self) -> &Identity {
+        &self.placement.worker
+    }
+
+    /// What a first event usually takes there for such work; none before that is known.
+    pub(crate) fn usual(&self) -> Option<Duration> {
+        self.meter.usual()
+    }
+
+    /// Sends `call`; the reply begins with its first event, unless the engine is `deserted` before.
+    pub(crate) async fn begin<F>(self, call: &Call, deserted: F) -> ReplyResult
+    where
+        F: Future<Output = Fault>,
+    {
+        let Self { sending, placement, mut meter } = self;
+        // An attempt after the first has less time left.
+        let timeout = call.deadline.saturating_duration_since(Instant::now());
+        let metadata = CallMetadata { timeout, ..call.metadata.clone() };
+        match sending {
+            Sending::Native { worker, message } => {
+                let begun = tokio::select! {
+                    biased;
+                    begun = native::generate(&worker, *message, metadata) => begun,
+                    fault = deserted => Err(fault),
+                };
+                let (first, source) = begun.map_err(|fault| {
+                    meter.failed(&fault);
+                    let worker = placement.worker.clone();
+                    RouterError::Worker { worker, progress: Progress::NotStarted, fault }
+                })?;
+                let leg = Leg::new(first, source, placement, meter);
+                Ok(Reply::Tokens(TokenStream::new(leg)))
+            }
+            Sending::Foreign { server } => {
+                let Some(form) = &call.ask.http else {
+                    // An ask without the form has no foreign candidates.
+                    return Err(RouterError::NoWorker { model: call.ask.model.clone() });
+                };
+                let passed = passed::pass(server, form, &metadata, placement, meter).await;
+                passed.map(Reply::Passed)
+            }
+        }
     }
 
     /// That the first event comes before `deadline`, as far as can be told.
     fn can_be_in_time(&self, deadline: Instant) -> Result<(), RouterError> {
         let left = deadline.saturating_duration_since(Instant::now());
-        match self.trial.usual() {
+        match self.usual() {
             Some(predicted) if predicted > left => {
                 Err(RouterError::DeadlineUnreachable { predicted, left })
             }
@@ -314,11 +363,11 @@ impl Assignment {
     }
 }
 
-/// Where `call` goes but for the engines in `excluded`. None: nobody knows the name.
-fn route_of<'a>(fleet: &'a Fleet, call: &'a Call, excluded: &[MemberId]) -> Option<Route<'a>> {
+/// Where `call` goes, if only to those that are eligible. None: nobody knows the name.
+fn route_of<'a>(fleet: &'a Fleet, call: &'a Call, eligible: Eligible<'_>) -> Option<Route<'a>> {
     match &call.resume {
         Some(resume) => Some(fleet.route_on(&resume.model, resume.revision.as_ref())),
-        None => fleet.route(&call.ask.model, call.draw, excluded),
+        None => fleet.route(&call.ask.model, call.draw, eligible),
     }
 }
 

@@ -1,8 +1,9 @@
 //! One engine that answers requests: who it is, whether it is up, what it is doing, how fast it is.
 //!
 //! Of a native worker, [`link`] keeps the connection and its load reports, [`hearing`] tells whether they still come,
-//! and [`native`] makes one call over it.
+//! and [`native`] makes one call over it. A [`foreign`] engine is any server that speaks OpenAI's API.
 
+pub(crate) mod foreign;
 pub(crate) mod hearing;
 pub(crate) mod link;
 pub(crate) mod native;
@@ -18,6 +19,7 @@ use phalanx_proto::id::{MemberId, ModelName, Revision};
 use phalanx_proto::pb;
 use phalanx_proto::view::{Member, ServedModel};
 
+use self::foreign::Foreign;
 use self::hearing::{Condition, WakingClock};
 use self::native::Native;
 use crate::ask::ANSWER_TOKENS_EXPECTED;
@@ -38,10 +40,25 @@ pub(crate) struct Identity {
 #[derive(Debug)]
 pub(crate) struct Engine {
     pub(crate) identity: Identity,
-    pub(crate) models: Vec<ServedModel>,
+    pub(crate) models: Arc<Vec<Served>>,
     pub(crate) kind: Kind,
-    load: Load,
     pub(crate) health: Arc<Health>,
+    books: Arc<Books>,
+}
+
+/// One model that an engine serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Served {
+    pub(crate) name: ModelName,
+    /// Foreign engines do not tell.
+    pub(crate) revision: Option<Revision>,
+    pub(crate) context_tokens_max: Option<u32>,
+}
+
+/// What one engine is doing, and how fast it is: kept when all that changes is what it serves.
+#[derive(Debug)]
+pub(crate) struct Books {
+    load: Load,
     credit: Arc<Credit>,
     requests_max: Option<u64>,
     room: Arc<Room>,
@@ -66,6 +83,15 @@ pub(crate) struct Surroundings {
 pub(crate) enum Kind {
     /// A registered worker, over gRPC.
     Native(Arc<Native>),
+    /// A server that speaks OpenAI's API.
+    Foreign(Arc<Foreign>),
+}
+
+/// Some kinds of engines: those that serve a model, or those that can take a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Kinds {
+    pub(crate) native: bool,
+    pub(crate) foreign: bool,
 }
 
 /// The engine's latest report of itself, which covers other routers' requests too.
@@ -105,13 +131,26 @@ impl Engine {
         Self {
             identity,
             health,
-            models: member.models.clone(),
+            models: Arc::new(member.models.iter().map(Served::from).collect()),
             kind: Kind::Native(Arc::new(Native::new(member, Arc::clone(&around.clock)))),
-            load: Load::default(),
-            credit: Arc::new(Credit::new(Arc::clone(&around.room))),
-            requests_max: around.requests_max,
-            room: Arc::clone(&around.room),
-            estimate: Mutex::default(),
+            books: Arc::new(Books::new(around)),
+        }
+    }
+
+    /// `foreign` with what it serves.
+    pub(crate) fn of_foreign(
+        foreign: &Arc<Foreign>,
+        models: Arc<Vec<Served>>,
+        policy: HealthPolicy,
+    ) -> Self {
+        let identity = foreign.identity.clone();
+        let health = Arc::new(Health::new(identity.clone(), models.len(), policy));
+        Self {
+            identity,
+            health,
+            models,
+            kind: Kind::Foreign(Arc::clone(foreign)),
+            books: Arc::clone(&foreign.books),
         }
     }
 
@@ -121,43 +160,79 @@ impl Engine {
 
     /// Whether it is the engine of that registration.
     pub(crate) fn is_of(&self, member: &Member) -> bool {
-        let Kind::Native(native) = &self.kind;
-        self.id() == member.id && native.is_of(member) && self.models == member.models
+        match &self.kind {
+            Kind::Native(native) => {
+                self.id() == member.id
+                    && native.is_of(member)
+                    && member.models.iter().map(Served::from).eq(self.models.iter().cloned())
+            }
+            Kind::Foreign(_) => false,
+        }
+    }
+
+    /// Its own kind.
+    pub(crate) const fn kinds(&self) -> Kinds {
+        match &self.kind {
+            Kind::Native(_) => Kinds::NATIVE,
+            Kind::Foreign(_) => Kinds::FOREIGN,
+        }
+    }
+
+    /// Whether it is of one of these kinds.
+    pub(crate) const fn is_among(&self, kinds: Kinds) -> bool {
+        match &self.kind {
+            Kind::Native(_) => kinds.native,
+            Kind::Foreign(_) => kinds.foreign,
+        }
     }
 
     /// Connected and taking work.
     pub(crate) fn is_up(&self) -> bool {
-        let Kind::Native(native) = &self.kind;
-        !self.load.draining.load(Ordering::Relaxed) && native.is_connected()
+        match &self.kind {
+            Kind::Native(native) => {
+                !self.books.load.draining.load(Ordering::Relaxed) && native.is_connected()
+            }
+            Kind::Foreign(foreign) => foreign.is_up(),
+        }
     }
 
     /// Up, reporting as it should, and not known to hang.
     pub(crate) fn is_heard(&self) -> bool {
-        let Kind::Native(native) = &self.kind;
-        self.is_up() && !native.hearing.is_silent() && !native.hearing.is_stuck()
+        self.is_up()
+            && match &self.kind {
+                Kind::Native(native) => !native.hearing.is_silent() && !native.hearing.is_stuck(),
+                // It promises no reports.
+                Kind::Foreign(_) => true,
+            }
     }
 
     /// Notes the condition that it is in; the news, if that changed since the last time.
     pub(crate) fn note_condition(&self) -> Option<Condition> {
-        let Kind::Native(native) = &self.kind;
-        native.note(self.requests() > 0)
+        match &self.kind {
+            Kind::Native(native) => native.note(self.requests() > 0),
+            Kind::Foreign(_) => None,
+        }
     }
 
     /// Resolves once it is not well: what it has in hand is better off elsewhere.
     pub(crate) fn failing(&self) -> BoxFuture<'static, Condition> {
-        let Kind::Native(native) = &self.kind;
-        Box::pin(native.failing())
+        match &self.kind {
+            Kind::Native(native) => Box::pin(native.failing()),
+            // What it has in hand cannot go on elsewhere.
+            Kind::Foreign(_) => Box::pin(std::future::pending()),
+        }
     }
 
     /// Takes a sign that it computes.
     pub(crate) fn stepped(&self) {
-        let Kind::Native(native) = &self.kind;
-        native.hearing.stepped();
+        if let Kind::Native(native) = &self.kind {
+            native.hearing.stepped();
+        }
     }
 
     /// The revision it serves of `model`, if it does.
     pub(crate) fn revision(&self, model: &ModelName) -> Option<&Revision> {
-        self.models.iter().find(|served| served.name == *model).map(|served| &served.revision)
+        self.models.iter().find(|served| served.name == *model)?.revision.as_ref()
     }
 
     /// The index of `model` among what it serves.
@@ -168,69 +243,119 @@ impl Engine {
     /// The longest prompt and answer together that it takes for `model`.
     pub(crate) fn context_tokens_max(&self, model: &ModelName) -> u32 {
         let served = self.models.iter().find(|served| served.name == *model);
-        served.map_or(0, |served| served.context_tokens_max)
+        served.and_then(|served| served.context_tokens_max).unwrap_or(0)
     }
 
     /// Takes its report of itself.
     pub(crate) fn report(&self, load: &pb::Load) {
-        let Kind::Native(native) = &self.kind;
-        native.hearing.heard();
-        self.load.draining.store(load.draining, Ordering::Relaxed);
-        let sequences = load.running.saturating_add(load.waiting);
-        let backlog = load.prefill_backlog_tokens;
-        let sequences_before = self.load.sequences.swap(sequences, Ordering::Relaxed);
-        let backlog_before = self.load.prefill_backlog_tokens.swap(backlog, Ordering::Relaxed);
-        if (sequences, backlog) != (sequences_before, backlog_before) {
-            native.hearing.stepped();
+        self.books.load.draining.store(load.draining, Ordering::Relaxed);
+        let has_changed =
+            self.books.report((load.running, load.waiting), load.prefill_backlog_tokens);
+        if let Kind::Native(native) = &self.kind {
+            native.hearing.heard();
+            if has_changed {
+                native.hearing.stepped();
+            }
         }
-        let ours = u32::try_from(self.requests()).unwrap_or(u32::MAX);
-        self.load.others.store(sequences.saturating_sub(ours), Ordering::Relaxed);
-        let mut saturation = Saturation::unpacked(self.load.saturation.load(Ordering::Relaxed));
-        saturation.report(load.running, load.waiting);
-        self.load.saturation.store(saturation.packed(), Ordering::Relaxed);
-        self.room.freed();
     }
 
     /// Whether it would begin with a further request at once, or nearly.
     pub(crate) fn has_room(&self, now: Instant) -> bool {
-        let ours = self.requests();
-        let sequences = ours + u64::from(self.load.others.load(Ordering::Relaxed));
-        let saturation = Saturation::unpacked(self.load.saturation.load(Ordering::Relaxed));
-        self.requests_max.is_none_or(|max| ours < max)
-            && !saturation.is_reached(sequences)
-            && !self.health.asked_for_pause(now)
+        self.books.has_room() && !self.health.asked_for_pause(now)
     }
 
     /// What dispatch compares.
     pub(crate) fn offer(&self) -> Offer {
-        let ours = self.credit.outstanding();
-        let backlog = self.load.prefill_backlog_tokens.load(Ordering::Relaxed);
-        let sequences = u64::from(self.load.sequences.load(Ordering::Relaxed));
+        let ours = self.books.credit.outstanding();
+        let backlog = self.books.load.prefill_backlog_tokens.load(Ordering::Relaxed);
+        let sequences = u64::from(self.books.load.sequences.load(Ordering::Relaxed));
         // Sequences that are not ours come from other routers; each has about as much left as ours do.
-        let others = sequences.saturating_sub(self.credit.requests());
+        let others = sequences.saturating_sub(self.books.credit.requests());
         let decode = ours.decode_tokens + others * ANSWER_TOKENS_EXPECTED / 2;
         let prefill = ours.prefill_tokens.max(backlog);
         Offer {
             outstanding: Work { prefill_tokens: prefill, decode_tokens: decode },
-            estimate: *self.estimate.lock(),
+            estimate: *self.books.estimate.lock(),
         }
     }
 
     /// Sends `work` its way, as far as the books are concerned.
     pub(crate) fn take_credit(&self, work: Work) -> CreditGuard {
-        let Kind::Native(native) = &self.kind;
-        if self.credit.requests() == 0 {
+        if let Kind::Native(native) = &self.kind
+            && self.books.credit.requests() == 0
+        {
             native.hearing.begun();
         }
-        CreditGuard::take(Arc::clone(&self.credit), work)
+        CreditGuard::take(Arc::clone(&self.books.credit), work)
     }
 
     /// Requests of this router in progress there.
     pub(crate) fn requests(&self) -> u64 {
-        self.credit.requests()
+        self.books.credit.requests()
     }
 
     pub(crate) fn learn(&self, observe: impl FnOnce(&mut Estimate)) {
-        observe(&mut self.estimate.lock());
+        observe(&mut self.books.estimate.lock());
+    }
+}
+
+// === impl Served ===
+
+impl From<&ServedModel> for Served {
+    fn from(model: &ServedModel) -> Self {
+        Self {
+            name: model.name.clone(),
+            revision: Some(model.revision.clone()),
+            context_tokens_max: Some(model.context_tokens_max),
+        }
+    }
+}
+
+// === impl Books ===
+
+impl Books {
+    pub(crate) fn new(around: &Surroundings) -> Self {
+        Self {
+            load: Load::default(),
+            credit: Arc::new(Credit::new(Arc::clone(&around.room))),
+            requests_max: around.requests_max,
+            room: Arc::clone(&around.room),
+            estimate: Mutex::default(),
+        }
+    }
+
+    /// Takes an engine's count of the requests that it computes and that wait there, whoever sent them, and of the
+    /// tokens that it has to read for them. Whether they differ from those before.
+    pub(crate) fn report(&self, (running, waiting): (u32, u32), backlog: u64) -> bool {
+        let load = &self.load;
+        let sequences = running.saturating_add(waiting);
+        let sequences_before = load.sequences.swap(sequences, Ordering::Relaxed);
+        let backlog_before = load.prefill_backlog_tokens.swap(backlog, Ordering::Relaxed);
+        let ours = u32::try_from(self.credit.requests()).unwrap_or(u32::MAX);
+        load.others.store(sequences.saturating_sub(ours), Ordering::Relaxed);
+        let mut saturation = Saturation::unpacked(load.saturation.load(Ordering::Relaxed));
+        saturation.report(running, waiting);
+        load.saturation.store(saturation.packed(), Ordering::Relaxed);
+        self.room.freed();
+        (sequences, backlog) != (sequences_before, backlog_before)
+    }
+
+    fn has_room(&self) -> bool {
+        let ours = self.credit.requests();
+        let sequences = ours + u64::from(self.load.others.load(Ordering::Relaxed));
+        let saturation = Saturation::unpacked(self.load.saturation.load(Ordering::Relaxed));
+        self.requests_max.is_none_or(|max| ours < max) && !saturation.is_reached(sequences)
+    }
+}
+
+// === impl Kinds ===
+
+impl Kinds {
+    pub(crate) const NATIVE: Self = Self { native: true, foreign: false };
+    pub(crate) const FOREIGN: Self = Self { native: false, foreign: true };
+
+    /// These and `others`.
+    pub(crate) const fn and(self, others: Self) -> Self {
+        Self { native: self.native || others.native, foreign: self.foreign || others.foreign }
     }
 }

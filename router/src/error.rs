@@ -1,9 +1,10 @@
 //! Everything that can stop a request, and the only map from there to HTTP and OpenAI's error envelope.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use phalanx_proto::fault::{Fault, FaultCode};
 use phalanx_proto::id::{MemberId, ModelName};
@@ -48,6 +49,9 @@ pub(crate) enum RouterError {
     NoWorker { model: ModelName },
     #[error("worker {worker}: {fault}")]
     Worker { worker: Identity, progress: Progress, fault: Fault },
+    /// A foreign engine has no room for it.
+    #[error("engine {} answered with status {}", .0.worker, .0.status)]
+    Busy(Arc<Refusal>),
     #[error("request did not finish within {} ms", timeout.as_millis())]
     DeadlineExceeded { timeout: Duration },
     #[error(
@@ -65,6 +69,17 @@ pub(crate) enum RouterError {
     Draining,
     #[error("too many requests in progress, at most {limit} are served at once")]
     Overloaded { limit: usize },
+}
+
+/// The answer of a foreign engine that has no room: the client's, if no other engine has.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    pub(crate) worker: Identity,
+    /// 429 or 503.
+    pub(crate) status: StatusCode,
+    pub(crate) content_type: Option<HeaderValue>,
+    pub(crate) retry_after: Option<HeaderValue>,
+    pub(crate) body: Bytes,
 }
 
 /// What HTTP and the envelope say of an error.
@@ -93,6 +108,7 @@ impl RouterError {
             {
                 Some(worker.id)
             }
+            Self::Busy(refusal) => Some(refusal.worker.id),
             _ => None,
         }
     }
@@ -115,9 +131,18 @@ impl RouterError {
     }
 
     /// The worker that failed, if one did.
-    pub(crate) const fn worker(&self) -> Option<&Identity> {
+    pub(crate) fn worker(&self) -> Option<&Identity> {
         match self {
             Self::Worker { worker, .. } => Some(worker),
+            Self::Busy(refusal) => Some(&refusal.worker),
+            _ => None,
+        }
+    }
+
+    /// What the worker said, if one failed.
+    pub(crate) const fn fault(&self) -> Option<&Fault> {
+        match self {
+            Self::Worker { fault, .. } => Some(fault),
             _ => None,
         }
     }
@@ -149,6 +174,7 @@ impl RouterError {
                 param: Some("model"),
                 ..verdict(StatusCode::NOT_FOUND, Some("model_not_found"), Never)
             },
+            Self::Busy(refusal) => verdict(refusal.status, Some("overloaded"), soon()),
             Self::NoWorker { .. } => {
                 verdict(StatusCode::SERVICE_UNAVAILABLE, Some("no_worker"), soon())
             }
@@ -226,6 +252,11 @@ fn error_type(status: StatusCode) -> &'static str {
 
 impl IntoResponse for RouterError {
     fn into_response(self) -> Response {
+        if let Self::Busy(refusal) = &self {
+            let mut response = refusal.response();
+            response.extensions_mut().insert(self);
+            return response;
+        }
         let mut body = BytesMut::with_capacity(256);
         self.write_envelope(&mut body);
         let verdict = self.verdict();
@@ -257,6 +288,23 @@ impl IntoResponse for RouterError {
         }
         // For the request's record, which sees only the response.
         response.extensions_mut().insert(self);
+        response
+    }
+}
+
+// === impl Refusal ===
+
+impl Refusal {
+    /// The engine's own answer.
+    fn response(&self) -> Response {
+        let mut response = (self.status, self.body.clone()).into_response();
+        let headers =
+            [(header::CONTENT_TYPE, &self.content_type), (header::RETRY_AFTER, &self.retry_after)];
+        for (name, value) in headers {
+            if let Some(value) = value {
+                response.headers_mut().insert(name, value.clone());
+            }
+        }
         response
     }
 }

@@ -61,7 +61,7 @@ impl Hedge {
             self.budget.lock().earn();
         }
         let assignment = dispatch.admit(call).await?;
-        let (engine, usual) = (assignment.engine.id(), assignment.trial.usual());
+        let (engine, usual) = (assignment.worker().id, assignment.usual());
         let sent = Instant::now();
         let first = dispatch.begin(assignment, call);
         let late = usual.and_then(|usual| self.late(usual));
@@ -88,7 +88,7 @@ impl Hedge {
             return first.await;
         };
         tracing::debug!(worker = %engine, "worker is late, asking another one");
-        let other = second.engine.id();
+        let other = second.worker().id;
         let reply = match select(first, dispatch.begin(second, &also)).await {
             Either::Left((Ok(reply), _)) => Ok((reply, Outcome::Lost)),
             Either::Right((Ok(reply), _)) => Ok((reply, Outcome::Won)),

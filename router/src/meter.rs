@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use phalanx_proto::fault::Fault;
-use phalanx_proto::generate::{Delta, Event};
+use phalanx_proto::generate::{Delta, Event, Usage};
 
 use crate::dispatch::credit::CreditGuard;
 use crate::dispatch::health::Trial;
-use crate::engine::Engine;
-use crate::metrics::RouterMetrics;
+use crate::engine::{Engine, Kind};
+use crate::metrics::{EngineLabels, RouterMetrics};
 
 /// Watches the events of one stream go by. Holds the stream's credit, and what it says of its engine's health.
 #[derive(Debug)]
@@ -17,43 +17,48 @@ pub(crate) struct Meter {
     engine: Arc<Engine>,
     credit: CreditGuard,
     trial: Trial,
-    metrics: RouterMetrics,
+    /// None: the stream is a copy that no client sees.
+    metrics: Option<RouterMetrics>,
     received: Instant,
     sent: Instant,
     /// Whether the prompt had the engine's prefill to itself, so that its time says how fast that is.
     alone: bool,
     /// When each choice's latest tokens came.
     latest: Vec<Option<Instant>>,
-    first_token_seen: bool,
+    /// When the first token came.
+    first: Option<Instant>,
+    /// Tokens of a foreign engine, as far as its events tell.
+    passed: u32,
 }
 
 // === impl Meter ===
 
 impl Meter {
-    /// A meter for a stream of `engine` that holds `credit`.
+    /// A meter for a stream of `engine` that holds `credit`, of a request that was `received` then and is sent now.
     pub(crate) fn new(
         engine: Arc<Engine>,
         credit: CreditGuard,
         trial: Trial,
-        metrics: RouterMetrics,
+        received: Instant,
     ) -> Self {
-        let now = Instant::now();
+        let alone = credit.is_only_prefill();
         Self {
             engine,
             credit,
             trial,
-            metrics,
-            received: now,
-            sent: now,
-            alone: false,
+            metrics: None,
+            received,
+            sent: Instant::now(),
+            alone,
             latest: Vec::new(),
-            first_token_seen: false,
+            first: None,
+            passed: 0,
         }
     }
 
-    /// The same, for a request that was `received` and `sent` at these times.
-    pub(crate) fn timed(mut self, received: Instant, sent: Instant, alone: bool) -> Self {
-        (self.received, self.sent, self.alone) = (received, sent, alone);
+    /// The same, counting for operators too.
+    pub(crate) fn counting(mut self, metrics: RouterMetrics) -> Self {
+        self.metrics = Some(metrics);
         self
     }
 
@@ -63,8 +68,15 @@ impl Meter {
 
     /// The same, for a stream whose client has tokens already.
     pub(crate) const fn resumed(mut self, has_tokens: bool) -> Self {
-        self.first_token_seen = has_tokens;
+        if has_tokens {
+            self.first = Some(self.sent);
+        }
         self
+    }
+
+    /// What a first event usually takes for such work; none before that is known.
+    pub(crate) fn usual(&self) -> Option<Duration> {
+        self.trial.usual()
     }
 
     /// Learns from `event`, which arrived at `now`.
@@ -84,7 +96,7 @@ impl Meter {
             Event::Finished { .. } => {}
             Event::Usage(usage) => {
                 self.trial.answered();
-                self.metrics.count_tokens(usage);
+                self.used(*usage);
             }
         }
     }
@@ -95,10 +107,7 @@ impl Meter {
     }
 
     fn observe_delta(&mut self, delta: &Delta, now: Instant) {
-        if !self.first_token_seen {
-            self.first_token_seen = true;
-            self.metrics.first_token.observe((now - self.received).as_secs_f64());
-        }
+        self.note_first(now);
         let tokens = u32::try_from(delta.token_ids.len()).unwrap_or(u32::MAX);
         self.credit.decoded(tokens.into());
         // Choices are bounded by the API; a peer that numbers them past the bound teaches nothing.
@@ -106,13 +115,73 @@ impl Meter {
         if tokens == 0 || choice >= phalanx_proto::generate::CHOICES_MAX as usize {
             return;
         }
+        self.observe_step(choice, tokens, now);
+    }
+
+    /// A foreign engine sent as many more events, at `now`; a token each, as far as that can be seen.
+    pub(crate) fn passed(&mut self, events: u32, now: Instant) {
+        self.trial.event(now);
+        if self.note_first(now) {
+            self.credit.prefill_done();
+        }
+        self.passed = self.passed.saturating_add(events);
+        self.credit.decoded(events.into());
+        // Choices cannot be told apart, and share the time.
+        self.observe_step(0, events, now);
+    }
+
+    /// A foreign engine's answer is complete at `now`; `usage` is what it says of it.
+    pub(crate) fn passed_all(&mut self, usage: Option<Usage>, now: Instant) {
+        self.trial.event(now);
+        self.trial.answered();
+        let Some(usage) = usage else {
+            if let Some(metrics) = &self.metrics {
+                metrics.generated_tokens.inc_by(self.passed.into());
+            }
+            return;
+        };
+        // What the prompt was is known only now; what it took, since the first token.
+        if let Some(first) = self.first.filter(|_| self.alone) {
+            let computed = usage.prompt_tokens.saturating_sub(usage.cached_tokens);
+            let seconds = (first - self.sent).as_secs_f64();
+            self.engine.learn(|estimate| estimate.observe_prefill(computed, seconds));
+        }
+        self.used(usage);
+    }
+
+    fn used(&self, usage: Usage) {
+        let Some(metrics) = &self.metrics else { return };
+        metrics.count_tokens(&usage);
+        if let Kind::Foreign(foreign) = &self.engine.kind {
+            let cost = foreign.price.of(usage);
+            if cost > 0.0 {
+                let engine = foreign.identity.name.to_string();
+                metrics.costs.get_or_create(&EngineLabels { engine }).inc_by(cost);
+            }
+        }
+    }
+
+    /// Notes that a token came; true for the first one.
+    fn note_first(&mut self, now: Instant) -> bool {
+        if self.first.is_some() {
+            return false;
+        }
+        self.first = Some(now);
+        if let Some(metrics) = &self.metrics {
+            metrics.first_token.observe((now - self.received).as_secs_f64());
+        }
+        true
+    }
+
+    fn observe_step(&mut self, choice: usize, tokens: u32, now: Instant) {
         if self.latest.len() <= choice {
             self.latest.resize(choice + 1, None);
         }
-        let before = self.latest[choice].replace(now);
-        if let Some(before) = before {
+        if let Some(before) = self.latest[choice].replace(now) {
             let step: Duration = (now - before) / tokens;
-            self.metrics.inter_token.observe(step.as_secs_f64());
+            if let Some(metrics) = &self.metrics {
+                metrics.inter_token.observe(step.as_secs_f64());
+            }
             self.engine.learn(|estimate| estimate.observe_step(step.as_secs_f64()));
         }
     }

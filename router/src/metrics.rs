@@ -1,7 +1,9 @@
 //! What operators see of the router.
 
 use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -18,12 +20,19 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::dispatch::breaker::BreakerState;
 use crate::dispatch::fleet::Fleet;
+use crate::engine::Kinds;
 
 /// A request's labels. Models are known names or `unknown`, so that clients cannot make series.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct RequestLabels {
     pub(crate) model: String,
     pub(crate) code: u16,
+}
+
+/// Which foreign engine, by its name in the configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct EngineLabels {
+    pub(crate) engine: String,
 }
 
 /// What became of a shadow request.
@@ -50,9 +59,13 @@ struct WorkerLabels {
     worker: String,
 }
 
-/// Handles to the router's metrics. Cheap to clone.
+/// Handles to the router's metrics. Cheap to clone, as every layer does for every request.
 #[derive(Clone, Debug)]
-pub(crate) struct RouterMetrics {
+pub(crate) struct RouterMetrics(Arc<Instruments>);
+
+/// What is measured.
+#[derive(Clone, Debug)]
+pub(crate) struct Instruments {
     pub(crate) requests: Family<RequestLabels, Counter>,
     pub(crate) request_duration: Histogram,
     pub(crate) first_token: Histogram,
@@ -70,6 +83,8 @@ pub(crate) struct RouterMetrics {
     pub(crate) migrations: Counter,
     pub(crate) migration_gap: Histogram,
     pub(crate) shadows: Family<ShadowLabels, Counter>,
+    /// Money, for engines that have a price.
+    pub(crate) costs: Family<EngineLabels, Counter<f64, AtomicU64>>,
     pub(crate) inflight: Gauge,
 }
 
@@ -89,28 +104,8 @@ struct Staleness<F>(F);
 impl RouterMetrics {
     /// Registers everything; gauges of `fleet` are read at each scrape.
     pub(crate) fn new(metrics: &Metrics, fleet: Arc<ArcSwap<Fleet>>) -> Self {
-        // 1 ms to 65 s for requests and first tokens; 100 us to 6.5 s between tokens; 5 us to 40 ms of our own.
-        let created = Self {
-            requests: Family::default(),
-            request_duration: Histogram::new(exponential_buckets(0.001, 2.0, 17)),
-            first_token: Histogram::new(exponential_buckets(0.001, 2.0, 17)),
-            inter_token: Histogram::new(exponential_buckets(0.000_1, 2.0, 17)),
-            overhead: Histogram::new(exponential_buckets(0.000_005, 2.0, 14)),
-            prompt_tokens: Counter::default(),
-            cached_tokens: Counter::default(),
-            generated_tokens: Counter::default(),
-            queue_depth: Gauge::default(),
-            queue_wait: Histogram::new(exponential_buckets(0.001, 2.0, 17)),
-            queue_refusals: Family::default(),
-            retries: Counter::default(),
-            retries_refused: Counter::default(),
-            hedges: Family::default(),
-            migrations: Counter::default(),
-            migration_gap: Histogram::new(exponential_buckets(0.001, 2.0, 17)),
-            shadows: Family::default(),
-            inflight: Gauge::default(),
-        };
-        let all = created.clone();
+        let instruments = Instruments::default();
+        let all = instruments.clone();
         metrics.register(|registry| {
             registry.register("requests", "Requests answered, by model and status", all.requests);
             let mut seconds = |name: &str, help: &str, histogram: Histogram| {
@@ -141,16 +136,21 @@ impl RouterMetrics {
             );
             registry.register("generated_tokens", "Tokens generated", all.generated_tokens);
             registry.register("migrations", "Streams gone on at another worker", all.migrations);
-            created.register_attempts(registry);
+            instruments.register_attempts(registry);
             registry.register(
                 "shadow_requests",
                 "Copies of requests for the shadows of aliases, by what became of them",
                 all.shadows,
             );
+            registry.register(
+                "engine_cost",
+                "Money for what foreign engines used, by their prices",
+                all.costs,
+            );
             registry.register("inflight_requests", "Requests in progress", all.inflight);
             registry.register_collector(Box::new(FleetGauges(fleet)));
         });
-        created
+        Self(Arc::new(instruments))
     }
 
     /// Counts the tokens of a request that was answered.
@@ -160,6 +160,24 @@ impl RouterMetrics {
         self.generated_tokens.inc_by(usage.completion_tokens.into());
     }
 
+    /// Counts one more request in progress until the guard is dropped.
+    pub(crate) fn enter(&self) -> GaugeGuard {
+        self.inflight.inc();
+        GaugeGuard(self.inflight.clone())
+    }
+}
+
+impl Deref for RouterMetrics {
+    type Target = Instruments;
+
+    fn deref(&self) -> &Instruments {
+        &self.0
+    }
+}
+
+// === impl Instruments ===
+
+impl Instruments {
     fn register_attempts(&self, registry: &mut Registry) {
         registry.register(
             "retries",
@@ -193,11 +211,32 @@ impl RouterMetrics {
             self.queue_refusals.clone(),
         );
     }
+}
 
-    /// Counts one more request in progress until the guard is dropped.
-    pub(crate) fn enter(&self) -> GaugeGuard {
-        self.inflight.inc();
-        GaugeGuard(self.inflight.clone())
+impl Default for Instruments {
+    fn default() -> Self {
+        // 1 ms to 65 s for requests and first tokens; 100 us to 6.5 s between tokens; 5 us to 40 ms of our own.
+        Self {
+            requests: Family::default(),
+            request_duration: Histogram::new(exponential_buckets(0.001, 2.0, 17)),
+            first_token: Histogram::new(exponential_buckets(0.001, 2.0, 17)),
+            inter_token: Histogram::new(exponential_buckets(0.000_1, 2.0, 17)),
+            overhead: Histogram::new(exponential_buckets(0.000_005, 2.0, 14)),
+            prompt_tokens: Counter::default(),
+            cached_tokens: Counter::default(),
+            generated_tokens: Counter::default(),
+            queue_depth: Gauge::default(),
+            queue_wait: Histogram::new(exponential_buckets(0.001, 2.0, 17)),
+            queue_refusals: Family::default(),
+            retries: Counter::default(),
+            retries_refused: Counter::default(),
+            hedges: Family::default(),
+            migrations: Counter::default(),
+            migration_gap: Histogram::new(exponential_buckets(0.001, 2.0, 17)),
+            shadows: Family::default(),
+            costs: Family::default(),
+            inflight: Gauge::default(),
+        }
     }
 }
 
@@ -222,12 +261,16 @@ impl Drop for GaugeGuard {
 impl Collector for FleetGauges {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let fleet = self.0.load();
-        let up = fleet.engines().filter(|engine| engine.is_up()).count();
-        let heard = fleet.engines().filter(|engine| engine.is_heard()).count();
+        let (foreign, native): (Vec<_>, Vec<_>) =
+            fleet.engines().partition(|engine| engine.is_among(Kinds::FOREIGN));
+        let up = native.iter().filter(|engine| engine.is_up()).count();
+        let heard = native.iter().filter(|engine| engine.is_heard()).count();
+        let foreign_up = foreign.iter().filter(|engine| engine.is_up()).count();
         let dispatched = fleet.engines().map(|engine| engine.requests()).sum();
         let gauges = [
             ("workers_up", "Workers connected, heard and taking work", heard as u64),
             ("workers_silent", "Workers connected that fell silent", (up - heard) as u64),
+            ("foreign_engines_up", "Foreign engines that answer", foreign_up as u64),
             ("dispatched_requests", "Generations in progress at workers", dispatched),
         ];
         for (name, help, value) in gauges {

@@ -59,7 +59,11 @@ where
         let reply = self.inner.call(call.clone());
         let Self { inner, dispatch, metrics } = self.clone();
         Box::pin(async move {
-            let Reply::Tokens(stream) = reply.await?;
+            let stream = match reply.await? {
+                Reply::Tokens(stream) => stream,
+                // What a foreign engine holds is not known well enough to go on with it elsewhere.
+                Reply::Passed(response) => return Ok(Reply::Passed(response)),
+            };
             let restart: Restart = Box::new(move |call| Box::pin(inner.clone().oneshot(call)));
             Ok(Reply::Tokens(stream.lasting(|leg| {
                 Lasting::new(leg, call, lasting::Means { restart, dispatch, metrics })

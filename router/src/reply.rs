@@ -4,6 +4,7 @@ use phalanx_proto::id::{ModelName, Revision};
 
 use crate::deadline::Cutoff;
 use crate::engine::Identity;
+use crate::engine::foreign::passed::PassedResponse;
 use crate::stream::TokenStream;
 
 /// The answer to a [`Call`](crate::ask::Call), begun. Dropping it cancels the work.
@@ -11,6 +12,8 @@ use crate::stream::TokenStream;
 pub(crate) enum Reply {
     /// A native worker's events, to be laid out as the client asked.
     Tokens(TokenStream),
+    /// A foreign engine's answer, to be passed on.
+    Passed(PassedResponse),
 }
 
 /// Where a reply comes from.
@@ -29,6 +32,7 @@ impl Reply {
     pub(crate) fn until(self, cutoff: Cutoff) -> Self {
         match self {
             Self::Tokens(stream) => Self::Tokens(stream.until(cutoff)),
+            Self::Passed(response) => Self::Passed(response.until(cutoff)),
         }
     }
 }

@@ -27,6 +27,7 @@ use crate::api::Gateway;
 use crate::config::RouterConfig;
 use crate::dispatch::fleet::Fleet;
 use crate::dispatch::{Dispatch, follow, listen};
+use crate::engine::foreign::Foreign;
 use crate::metrics::{RouterMetrics, register_staleness};
 use crate::queue::{self, Queue};
 use crate::stack::{Admission, generate_stack, http_stack};
@@ -68,6 +69,7 @@ pub struct Router {
     local_addr: SocketAddr,
     app: axum::Router,
     view: watch::Receiver<Arc<ClusterView>>,
+    foreign: Vec<Arc<Foreign>>,
     fleet: Arc<ArcSwap<Fleet>>,
     dispatch: Dispatch,
     metrics: Metrics,
@@ -80,7 +82,7 @@ pub struct Router {
 // === impl Router ===
 
 impl Router {
-    /// Listens for clients; `view` says which workers there are, `drain` when to leave.
+    /// Listens for clients; `view` says which workers there are beside the foreign engines, `drain` when to leave.
     ///
     /// # Errors
     /// [`StartError`] when the address cannot be listened on.
@@ -95,6 +97,10 @@ impl Router {
         let local_addr = listener.local_addr().map_err(failed)?;
         let config = Arc::new(config);
         let around = config.surroundings();
+        let foreign = (0..)
+            .zip(config.engines())
+            .map(|(index, engine)| Arc::new(Foreign::new(index, engine.clone(), &around)));
+        let foreign: Vec<_> = foreign.collect();
         let room = Arc::clone(&around.room);
         let fleet = Arc::new(ArcSwap::from_pointee(Fleet::new(around)));
         let router_metrics = RouterMetrics::new(metrics, Arc::clone(&fleet));
@@ -130,6 +136,7 @@ impl Router {
             local_addr,
             app,
             view,
+            foreign,
             fleet,
             dispatch,
             metrics,
@@ -156,7 +163,8 @@ impl Router {
 
     /// Serves until drained.
     pub async fn run(self) {
-        let Self { config, listener, app, view, fleet, dispatch, permits, drain, stop, .. } = self;
+        let Self { config, listener, app, view, foreign, fleet, dispatch, .. } = self;
+        let (permits, drain, stop) = (self.permits, self.drain, self.stop);
         let graceful = GracefulShutdown::new();
         let closed = CancellationToken::new();
         let _closed = closed.clone().drop_guard();
@@ -164,7 +172,7 @@ impl Router {
         let _listener_of_workers = AbortOnDrop(listener_of_workers.abort_handle());
         let queue = tokio::spawn(queue::serve(dispatch));
         let _queue = AbortOnDrop(queue.abort_handle());
-        let follower = tokio::spawn(follow::follow(view, fleet));
+        let follower = tokio::spawn(follow::follow(view, foreign, fleet));
         let _follower = AbortOnDrop(follower.abort_handle());
         let acceptor = Acceptor {
             builder: connection_builder(),

@@ -6,18 +6,15 @@
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
 
+use futures::StreamExt;
 use futures::future::BoxFuture;
-use phalanx_proto::fault::{Fault, FaultCode};
-use phalanx_proto::generate::Event;
+use http_body_util::BodyExt;
 use tokio::sync::Semaphore;
 use tower::Service;
 
 use crate::ask::Call;
-use crate::dispatch::health::Trial;
-use crate::dispatch::{Assignment, Dispatch, Sending};
-use crate::engine::native;
+use crate::dispatch::{Assignment, Dispatch};
 use crate::error::RouterError;
 use crate::metrics::{RouterMetrics, ShadowLabels};
 use crate::reply::Reply;
@@ -100,45 +97,34 @@ where
 
 async fn run(dispatch: &Dispatch, call: &Call) -> Outcome {
     let Some(assignment) = dispatch.assign_shadow(call) else { return Outcome::NoWorker };
-    let worker = assignment.engine.identity.clone();
+    let worker = assignment.worker().clone();
     match tokio::time::timeout_at(call.deadline.into(), read(assignment, call)).await {
         Ok(Ok(())) => Outcome::Answered,
         Err(_elapsed) => Outcome::DeadlineExceeded,
-        Ok(Err(fault)) if fault.code == FaultCode::DeadlineExceeded => Outcome::DeadlineExceeded,
-        Ok(Err(fault)) => {
-            tracing::debug!(%worker, %fault, "a shadow request failed");
+        Ok(Err(error)) if error.code() == Some("deadline_exceeded") => Outcome::DeadlineExceeded,
+        Ok(Err(error)) => {
+            tracing::debug!(%worker, %error, "a shadow request failed");
             Outcome::Failed
         }
     }
 }
 
 /// Reads the answer to its end, giving credit back as the work is done.
-async fn read(assignment: Assignment, call: &Call) -> Result<(), Fault> {
-    let Assignment { mut credit, mut trial, sending, .. } = assignment;
-    let Sending::Native { worker, message } = sending;
-    let timeout = call.deadline.saturating_duration_since(Instant::now());
-    let metadata = native::CallMetadata { timeout, ..call.metadata.clone() };
-    let failed = |trial: &mut Trial, fault: Fault| {
-        trial.failed(&fault);
-        fault
-    };
-    let begun = native::generate(&worker, *message, metadata).await;
-    let (mut event, mut source) = begun.map_err(|fault| failed(&mut trial, fault))?;
-    loop {
-        trial.event(Instant::now());
-        match &event {
-            Event::Started { .. } => credit.prefill_done(),
-            Event::Delta(delta) => credit.decoded(delta.token_ids.len() as u64),
-            Event::Finished { .. } => {}
-            Event::Usage(_) => {
-                trial.answered();
-                return Ok(());
+async fn read(assignment: Assignment, call: &Call) -> Result<(), RouterError> {
+    match assignment.begin(call, std::future::pending()).await? {
+        Reply::Tokens(mut events) => {
+            while let Some(event) = events.next().await {
+                event?;
             }
         }
-        let next = std::future::poll_fn(|cx| source.poll_event(cx)).await;
-        let ended = || Err(Fault::new(FaultCode::Unavailable, "closed the stream early"));
-        event = next.unwrap_or_else(ended).map_err(|fault| failed(&mut trial, fault))?;
+        Reply::Passed(response) => {
+            let mut body = response.into_body();
+            while let Some(frame) = body.frame().await {
+                frame?;
+            }
+        }
     }
+    Ok(())
 }
 
 // === impl Outcome ===

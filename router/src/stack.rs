@@ -17,7 +17,7 @@ use http::HeaderValue;
 use phalanx_chassis::drain::{Drain, Phase};
 use tokio::sync::Semaphore;
 
-use crate::api::{Gateway, chat, completions, health, models, tokenize};
+use crate::api::{Gateway, chat, completions, health, models, pass, tokenize};
 use crate::deadline::Deadline;
 use crate::dispatch::Dispatch;
 use crate::error::RouterError;
@@ -60,7 +60,11 @@ pub(crate) struct Admission {
 
 /// The HTTP stack.
 pub(crate) fn http_stack(gateway: Gateway, admission: Admission) -> Router {
-    let work = Router::new()
+    let passed = pass::PATHS.into_iter().fold(Router::new(), |router, path| {
+        let pass = move |State(gateway), request| pass::create(gateway, path, request);
+        router.route(path, post(pass))
+    });
+    let work = passed
         .route("/v1/chat/completions", post(chat::create))
         .route("/v1/completions", post(completions::create))
         .route("/tokenize", post(tokenize::tokenize))

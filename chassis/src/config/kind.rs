@@ -18,6 +18,8 @@ pub enum Kind {
     Urls,
     /// `ID=URL` pairs: separated by commas, or a list in the file.
     Peers,
+    /// Texts without spaces: a flag given several times, separated by spaces in a variable, or a list in the file.
+    Words,
     /// A filter of log levels, as `info,phalanx_router=debug`.
     LogFilter,
     /// A whole number within bounds, both included.
@@ -64,6 +66,7 @@ impl Kind {
             Self::Url => "a URL as http://HOST:PORT".to_owned(),
             Self::Urls => "one or more URLs as http://HOST:PORT".to_owned(),
             Self::Peers => "ID=URL pairs as 1=http://HOST:PORT, with ids from 1".to_owned(),
+            Self::Words => "one or more texts without spaces".to_owned(),
             Self::LogFilter => "a log filter as info or info,phalanx_router=debug".to_owned(),
             Self::Integer { min, max } => format!("a whole number from {min} to {max}"),
             Self::Decimal => "a number of 0 or more".to_owned(),
@@ -83,6 +86,7 @@ impl Kind {
             Self::Url => "URL",
             Self::Urls => "URL[,URL]",
             Self::Peers => "ID=URL[,ID=URL]",
+            Self::Words => "TEXT",
             Self::LogFilter => "FILTER",
             Self::Integer { .. } | Self::Decimal => "N",
             Self::Decimals => "N[,N]",
@@ -109,6 +113,7 @@ impl Kind {
             Self::Urls | Self::Peers | Self::Decimals => {
                 self.parse_list(text.split(',').map(str::trim))
             }
+            Self::Words => self.parse_list(text.split_ascii_whitespace()),
             Self::Text
             | Self::Path
             | Self::Address
@@ -139,7 +144,7 @@ impl Kind {
                 let numbers = numbers.unwrap_or_default();
                 self.parse_list(numbers.iter().map(String::as_str)).ok_or_else(refused)
             }
-            (Self::Urls | Self::Peers, DeValue::Array(items)) => {
+            (Self::Urls | Self::Peers | Self::Words, DeValue::Array(items)) => {
                 let texts: Option<Vec<&str>> =
                     items.iter().map(|item| item.get_ref().as_str()).collect();
                 texts.and_then(|texts| self.parse_list(texts.into_iter())).ok_or_else(refused)
@@ -165,6 +170,7 @@ impl Kind {
             Self::Peers => text
                 .split_once('=')
                 .is_some_and(|(id, url)| id.parse::<u64>().is_ok_and(|id| id > 0) && is_url(url)),
+            Self::Words => !text.is_empty() && !text.contains(char::is_whitespace),
             Self::LogFilter => !text.is_empty() && EnvFilter::try_new(text).is_ok(),
             Self::OneOf(words) => words.contains(&text),
             Self::Only(word) => *word == text,

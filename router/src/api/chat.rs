@@ -3,18 +3,17 @@
 use axum::extract::{Request, State};
 use axum::response::Response;
 
-use super::Gateway;
 use super::openai::chat_answer::ChatFormat;
 use super::openai::chat_request;
+use super::{Endpoint, Gateway};
 use crate::error::RouterError;
+
+const ENDPOINT: Endpoint = Endpoint { path: "/v1/chat/completions", read: chat_request::read };
 
 /// Answers a conversation.
 pub(crate) async fn create(
     State(gateway): State<Gateway>,
     request: Request,
 ) -> Result<Response, RouterError> {
-    let incoming = gateway.read(request).await?;
-    let seed = uuid::Uuid::new_v4().as_u64_pair().0;
-    let (generate, parameters) = chat_request::read(&incoming.body, incoming.record.id(), seed)?;
-    gateway.answer(incoming, vec![generate], &parameters, ChatFormat).await
+    gateway.complete(request, ENDPOINT, ChatFormat).await
 }

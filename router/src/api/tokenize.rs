@@ -5,16 +5,18 @@ use std::future::Future;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use bytes::BytesMut;
-use phalanx_proto::fault::Fault;
+use phalanx_proto::fault::{Fault, FaultCode};
 use phalanx_proto::id::ModelName;
 use phalanx_proto::pb;
 
 use super::openai::fields::Fields;
 use super::openai::{json, messages, parameters};
-use super::{Gateway, Incoming, json_response};
+use super::{Gateway, Incoming, body, json_response};
 use crate::dispatch::Choice;
 use crate::dispatch::cost::Work;
-use crate::engine::{Engine, Kind, native};
+use crate::dispatch::fleet::Eligible;
+use crate::engine::native::{self, Native};
+use crate::engine::{Engine, Kind, Kinds};
 use crate::error::{Progress, RouterError};
 use crate::retry::ATTEMPTS_MAX;
 
@@ -24,14 +26,18 @@ pub(crate) async fn tokenize(
     request: Request,
 ) -> Result<Response, RouterError> {
     let incoming = gateway.read(request).await?;
-    let fields = Fields::root(&incoming.body);
+    if let Some(outline) = gateway.foreign_only(&incoming.body) {
+        return gateway.pass(&incoming, "/tokenize", &outline).await;
+    }
+    let body = body::parse(&incoming.body)?;
+    let fields = Fields::root(&body);
     let model = gateway.model_or_only(&fields)?;
     let with_texts = fields.boolean("return_token_strs")?.unwrap_or(false);
     let message = tokenize_message(&fields)?;
     let metadata = &incoming.metadata;
     let answer = gateway
-        .ask(&incoming, &model, async |Choice { engine, model, .. }| {
-            let Kind::Native(worker) = &engine.kind;
+        .ask(&incoming, (&model, fields.user()), async |Choice { engine, model, .. }| {
+            let worker = native_worker(&engine)?;
             let message = pb::TokenizeRequest { model: model.to_string(), ..message.clone() };
             let answer = native::tokenize(worker, message, metadata.clone()).await;
             answer.map_err(|fault| failed(&engine, fault))
@@ -60,13 +66,17 @@ pub(crate) async fn detokenize(
     request: Request,
 ) -> Result<Response, RouterError> {
     let incoming = gateway.read(request).await?;
-    let fields = Fields::root(&incoming.body);
+    if let Some(outline) = gateway.foreign_only(&incoming.body) {
+        return gateway.pass(&incoming, "/detokenize", &outline).await;
+    }
+    let body = body::parse(&incoming.body)?;
+    let fields = Fields::root(&body);
     let model = gateway.model_or_only(&fields)?;
     let ids = fields.token_ids("tokens")?.ok_or_else(|| fields.missing("tokens"))?;
     let metadata = &incoming.metadata;
     let answer = gateway
-        .ask(&incoming, &model, async |Choice { engine, model, .. }| {
-            let Kind::Native(worker) = &engine.kind;
+        .ask(&incoming, (&model, fields.user()), async |Choice { engine, model, .. }| {
+            let worker = native_worker(&engine)?;
             let message = pb::DetokenizeRequest { model: model.to_string(), ids: ids.clone() };
             let answer = native::detokenize(worker, message, metadata.clone()).await;
             answer.map_err(|fault| failed(&engine, fault))
@@ -96,6 +106,16 @@ fn tokenize_message(fields: &Fields<'_>) -> Result<pb::TokenizeRequest, Fault> {
     Ok(pb::TokenizeRequest { model: String::new(), input: Some(input), add_special_tokens })
 }
 
+/// The worker that `engine` is, as only those are asked.
+fn native_worker(engine: &Engine) -> Result<&Native, RouterError> {
+    match &engine.kind {
+        Kind::Native(worker) => Ok(worker),
+        Kind::Foreign(_) => {
+            Err(failed(engine, Fault::new(FaultCode::Internal, "it is no native worker")))
+        }
+    }
+}
+
 fn failed(engine: &Engine, fault: Fault) -> RouterError {
     RouterError::Worker { worker: engine.identity.clone(), progress: Progress::NotStarted, fault }
 }
@@ -117,19 +137,20 @@ impl Gateway {
     async fn ask<T, F>(
         &self,
         incoming: &Incoming,
-        model: &ModelName,
+        (model, user): (&ModelName, Option<&str>),
         ask: impl Fn(Choice) -> F,
     ) -> Result<T, RouterError>
     where
         F: Future<Output = Result<T, RouterError>>,
     {
         self.name_model(&incoming.record, model);
-        let draw = incoming.draw(model);
+        let draw = incoming.draw(model, user);
         let attempts = async {
             let mut excluded = Vec::new();
             let mut last = None;
             while excluded.len() < ATTEMPTS_MAX {
-                let choice = match self.dispatch.choose(model, draw, Work::default(), &excluded) {
+                let eligible = Eligible { kinds: Kinds::NATIVE, excluded: &excluded };
+                let choice = match self.dispatch.choose(model, draw, Work::default(), eligible) {
                     Ok(choice) => choice,
                     Err(error) => return Err(last.unwrap_or(error)),
                 };

@@ -1,4 +1,5 @@
-//! Which engines there are and what each name means: folded from the cluster view. No clock, no I/O.
+//! Which engines there are and what each name means: folded from the cluster view and from what foreign engines say
+//! that they serve. No clock, no I/O.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -10,8 +11,9 @@ use phalanx_proto::view::{AliasTarget, ClusterView, MemberRole, MemberState};
 use super::affinity::by_weight;
 use super::health::Admission;
 use super::pace::{Usual, WorkClass};
+use crate::engine::foreign::Foreign;
 use crate::engine::hearing::WakingClock;
-use crate::engine::{Engine, Surroundings};
+use crate::engine::{Engine, Kinds, Surroundings};
 use crate::error::RouterError;
 
 /// A snapshot of the routable cluster; a new view makes a new one.
@@ -19,13 +21,31 @@ use crate::error::RouterError;
 pub(crate) struct Fleet {
     view: Arc<ClusterView>,
     engines: BTreeMap<MemberId, Arc<Engine>>,
-    /// Engines of members in state ready, by the models they serve.
-    ready: HashMap<ModelName, Vec<Arc<Engine>>>,
+    /// Foreign engines, and engines of members in state ready, by the models they serve.
+    ready: HashMap<ModelName, Serving>,
+    /// Whether some foreign engine did not tell its models yet.
+    awaits_models: bool,
     /// The same in every snapshot.
     around: Surroundings,
 }
 
-/// What the driver must do to follow a new fleet.
+/// The engines that serve one model.
+#[derive(Debug, Default)]
+struct Serving {
+    engines: Vec<Arc<Engine>>,
+    kinds: Kinds,
+}
+
+/// Which engines may be asked.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Eligible<'a> {
+    /// Those that can take the request.
+    pub(crate) kinds: Kinds,
+    /// But not those that failed it already.
+    pub(crate) excluded: &'a [MemberId],
+}
+
+/// What the driver must do to follow a new fleet: of members' engines alone.
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
     /// To connect.
@@ -66,8 +86,8 @@ impl Fleet {
         Self { around, ..Self::default() }
     }
 
-    /// The fleet that `view` describes; engines whose registration did not change are kept.
-    pub(crate) fn next(&self, view: Arc<ClusterView>) -> (Self, Changes) {
+    /// The fleet that `view` describes, and the `foreign` engines; those that did not change are kept.
+    pub(crate) fn next(&self, view: Arc<ClusterView>, foreign: &[Arc<Foreign>]) -> (Self, Changes) {
         let mut fleet = Self { view, ..Self::new(self.around.clone()) };
         let mut changes = Changes::default();
         let workers = fleet.view.members.values().filter(|m| m.role == MemberRole::Worker);
@@ -82,11 +102,21 @@ impl Fleet {
                 Arc::clone,
             );
             if member.state == MemberState::Ready {
-                for served in &member.models {
-                    fleet.ready.entry(served.name.clone()).or_default().push(Arc::clone(&engine));
-                }
+                insert(&mut fleet.ready, &engine);
             }
             fleet.engines.insert(member.id, engine);
+        }
+        for foreign in foreign {
+            let models = foreign.models();
+            fleet.awaits_models |= models.is_none();
+            let models = models.unwrap_or_default();
+            let kept = self.engines.get(&foreign.identity.id).filter(|old| old.models == models);
+            let engine = kept.map_or_else(
+                || Arc::new(Engine::of_foreign(foreign, models, self.around.policy)),
+                Arc::clone,
+            );
+            insert(&mut fleet.ready, &engine);
+            fleet.engines.insert(engine.id(), engine);
         }
         changes.closed = self
             .engines
@@ -99,21 +129,21 @@ impl Fleet {
         (fleet, changes)
     }
 
-    /// Where `name` leads but for the engines in `excluded`; `draw` picks among an alias' targets by weight.
+    /// Where `name` leads, if only to those that are eligible; `draw` picks among an alias' targets by weight.
     /// None: the name is unknown.
     pub(crate) fn route<'a>(
         &'a self,
         name: &'a ModelName,
         draw: u64,
-        excluded: &[MemberId],
+        eligible: Eligible<'_>,
     ) -> Option<Route<'a>> {
         if let Some(alias) = self.view.aliases.get(name) {
-            return self.weighted(&alias.targets, draw, excluded);
+            return self.weighted(&alias.targets, draw, eligible);
         }
         let (name, engines) = self
             .ready
             .get_key_value(name)
-            .map(|(name, engines)| (name, engines.as_slice()))
+            .map(|(name, serving)| (name, serving.engines.as_slice()))
             .or_else(|| self.is_known(name).then_some((name, &[][..])))?;
         Some(Route { model: name, revision: None, engines })
     }
@@ -124,7 +154,8 @@ impl Fleet {
         model: &'a ModelName,
         revision: Option<&'a Revision>,
     ) -> Route<'a> {
-        let engines = self.ready.get(model).map_or(&[][..], Vec::as_slice);
+        let serving = self.ready.get(model);
+        let engines = serving.map_or(&[][..], |serving| serving.engines.as_slice());
         Route { model, revision, engines }
     }
 
@@ -139,12 +170,11 @@ impl Fleet {
         &'a self,
         targets: &'a [AliasTarget],
         draw: u64,
-        excluded: &[MemberId],
+        eligible: Eligible<'_>,
     ) -> Option<Route<'a>> {
         for is_able in [Engine::is_heard, Engine::is_up] {
             let weight_alive = |target: &AliasTarget| {
-                let is_alive =
-                    |engine: &Arc<Engine>| is_able(engine) && !excluded.contains(&engine.id());
+                let is_alive = |engine: &Arc<Engine>| is_able(engine) && eligible.admits(engine);
                 let is_served = self.route_of(target).serving().any(is_alive);
                 if is_served { target.weight } else { 0 }
             };
@@ -160,21 +190,42 @@ impl Fleet {
         self.route_on(&target.model, target.revision.as_ref())
     }
 
+    /// The kinds of engines that a request for `name` may come to, a copy for its shadow too.
+    pub(crate) fn kinds(&self, name: &ModelName) -> Kinds {
+        let of_model =
+            |model| self.ready.get(model).map(|serving| serving.kinds).unwrap_or_default();
+        let Some(alias) = self.view.aliases.get(name) else { return of_model(name) };
+        let targets = alias.targets.iter().chain(&alias.shadow);
+        targets.map(|target| of_model(&target.model)).fold(Kinds::default(), Kinds::and)
+    }
+
+    /// Whether an engine of these kinds can serve it now.
+    pub(crate) fn is_served(&self, name: &ModelName, kinds: Kinds) -> bool {
+        let eligible = Eligible { kinds, excluded: &[] };
+        let route = self.route(name, 0, eligible);
+        route.is_some_and(|route| !route.candidates(eligible, Instant::now()).engines.is_empty())
+    }
+
     /// Whether clients may name it, served now or not.
     pub(crate) fn is_known(&self, name: &ModelName) -> bool {
-        self.view.aliases.contains_key(name)
+        self.ready.contains_key(name)
+            || self.view.aliases.contains_key(name)
             || self.view.models.iter().any(|model| model.name == *name)
-            || self.engines.values().any(|engine| engine.revision(name).is_some())
+            || self
+                .engines
+                .values()
+                .any(|engine| engine.models.iter().any(|model| model.name == *name))
     }
 
     /// Why `name` cannot be served: nobody knows it, or there is nobody yet who could. A view without any
     /// model is one of control that is new, lost its state or was not heard yet: workers are about to
-    /// register, and a client that is told "no such model" would not come back.
+    /// register, and a client that is told "no such model" would not come back. Nor would one that asks for what a
+    /// foreign engine serves before that was reached.
     pub(crate) fn unknown(&self, name: &ModelName) -> RouterError {
         let is_known_nothing = self.view.models.is_empty()
             && self.view.aliases.is_empty()
             && self.engines.values().all(|engine| engine.models.is_empty());
-        if is_known_nothing {
+        if is_known_nothing || self.awaits_models {
             RouterError::NoWorker { model: name.clone() }
         } else {
             RouterError::ModelUnknown { model: name.to_string() }
@@ -183,7 +234,7 @@ impl Fleet {
 
     /// Every name clients may use, in order.
     pub(crate) fn listings(&self) -> Vec<Listing> {
-        let served = self.engines.values().flat_map(|engine| &engine.models);
+        let served = self.engines.values().flat_map(|engine| engine.models.iter());
         let names: BTreeSet<&ModelName> = (self.view.models.iter().map(|model| &model.name))
             .chain(served.map(|model| &model.name))
             .chain(self.view.aliases.keys())
@@ -201,9 +252,9 @@ impl Fleet {
             Some(alias) => alias.targets.iter().map(|target| &target.model).collect(),
             None => vec![name],
         };
-        let context_tokens_max = (self.engines.values().flat_map(|engine| &engine.models))
+        let context_tokens_max = (self.engines.values().flat_map(|engine| engine.models.iter()))
             .filter(|served| targets.contains(&&served.name))
-            .map(|served| served.context_tokens_max)
+            .filter_map(|served| served.context_tokens_max)
             .max();
         Listing { name: name.clone(), context_tokens_max }
     }
@@ -216,10 +267,11 @@ impl Fleet {
     /// Ejects engines that are far slower than their peers, but never so many that fewer than half of a model's
     /// engines are left.
     pub(crate) fn eject_slow(&self, now: Instant) {
-        for (model, engines) in &self.ready {
-            let engines: Vec<(&Arc<Engine>, usize)> = (engines.iter().filter(|e| e.is_up()))
-                .filter_map(|engine| Some((engine, engine.model_index(model)?)))
-                .collect();
+        for (model, serving) in &self.ready {
+            let engines: Vec<(&Arc<Engine>, usize)> =
+                (serving.engines.iter().filter(|e| e.is_up()))
+                    .filter_map(|engine| Some((engine, engine.model_index(model)?)))
+                    .collect();
             let typical = engines.iter().map(|(engine, index)| engine.health.typical(*index));
             let usual = Usual::among(typical);
             let is_out = |(engine, _): &&(&Arc<Engine>, usize)| !engine.health.admits(now);
@@ -240,25 +292,26 @@ impl Fleet {
 
     /// Whether any model can be served now.
     pub(crate) fn is_ready(&self) -> bool {
-        self.ready.values().flatten().any(|engine| engine.is_up())
+        self.ready.values().flat_map(|serving| &serving.engines).any(|engine| engine.is_up())
     }
 }
 
 // === impl Route ===
 
 impl<'a> Route<'a> {
-    /// Engines that can take the request now, but for those in `excluded`. Silent ones only when no engine of
-    /// the model is heard: then it is as likely this router's network that is at fault, and one has to be tried.
-    /// Ejected ones when more than half of the engines are, which the others could not bear, or no other is left.
-    pub(crate) fn candidates(self, excluded: &[MemberId], now: Instant) -> Candidates<'a> {
-        let any_is_heard = self.serving().any(|engine| engine.is_heard());
+    /// Eligible engines that can take the request now. Silent ones only when no engine of the model is heard that
+    /// could: then it is as likely this router's network that is at fault, and one has to be tried. Ejected ones when
+    /// more than half of the engines are, which the others could not bear, or no other is left.
+    pub(crate) fn candidates(self, eligible: Eligible<'_>, now: Instant) -> Candidates<'a> {
+        let suited = || self.serving().filter(|engine| engine.is_among(eligible.kinds));
+        let any_is_heard = suited().any(|engine| engine.is_heard());
         let is_able = if any_is_heard { Engine::is_heard } else { Engine::is_up };
-        let mut engines: Vec<_> = self.serving().filter(|engine| is_able(engine)).collect();
+        let mut engines: Vec<_> = suited().filter(|engine| is_able(engine)).collect();
         let well = engines.iter().filter(|engine| engine.health.admits(now)).count();
-        let is_excluded = |engine: &Arc<Engine>| excluded.contains(&engine.id());
-        let is_well_left = || engines.iter().any(|e| e.health.admits(now) && !is_excluded(e));
+        let is_well_left =
+            || engines.iter().any(|engine| engine.health.admits(now) && eligible.admits(engine));
         let is_panic = well * 2 < engines.len() || !is_well_left();
-        engines.retain(|engine| (is_panic || engine.health.admits(now)) && !is_excluded(engine));
+        engines.retain(|engine| (is_panic || engine.health.admits(now)) && eligible.admits(engine));
         let admission = if is_panic { Admission::Panic } else { Admission::Healthy };
         Candidates { engines, admission }
     }
@@ -276,6 +329,23 @@ impl<'a> Route<'a> {
         self.engines.iter().filter(move |engine| {
             self.revision.is_none_or(|revision| engine.revision(self.model) == Some(revision))
         })
+    }
+}
+
+// === impl Eligible ===
+
+impl Eligible<'_> {
+    fn admits(&self, engine: &Engine) -> bool {
+        engine.is_among(self.kinds) && !self.excluded.contains(&engine.id())
+    }
+}
+
+/// Adds `engine` to `ready` under every model that it serves.
+fn insert(ready: &mut HashMap<ModelName, Serving>, engine: &Arc<Engine>) {
+    for served in engine.models.iter() {
+        let serving = ready.entry(served.name.clone()).or_default();
+        serving.kinds = serving.kinds.and(engine.kinds());
+        serving.engines.push(Arc::clone(engine));
     }
 }
 

@@ -115,6 +115,11 @@ impl Lasting {
                 }
                 Search::Attempt(attempt) => match ready!(attempt.as_mut().poll(cx)) {
                     Ok(Reply::Tokens(stream)) => self.moved(stream.into_leg()),
+                    // No foreign engine goes on with a native answer.
+                    Ok(Reply::Passed(_)) => {
+                        let model = self.began.model.clone();
+                        self.not_moved(&RouterError::NoWorker { model }).map(Err)
+                    }
                     Err(error) => self.not_moved(&error).map(Err),
                 },
                 Search::Pause(pause) => {

@@ -21,6 +21,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::server::FakeServer;
 use crate::worker::FakeWorker;
 
 /// How long a test waits for what must happen; far longer than it ever takes.
@@ -76,6 +77,20 @@ impl Cluster {
         }
         cluster.until_up(workers.len()).await;
         cluster
+    }
+
+    /// A router with these workers and these foreign engines, named `one`, `two` and so on, all of them up.
+    pub(crate) async fn with_servers(workers: &[&FakeWorker], servers: &[&FakeServer]) -> Self {
+        let named = ["one", "two", "three"].iter().zip(servers);
+        let engine = named.map(|(name, server)| format!("{name}={}", server.url)).collect();
+        let cluster = Self::start_with(RawRouter { engine, ..RawRouter::default() }, workers).await;
+        cluster.until_servers_up(servers.len()).await;
+        cluster
+    }
+
+    pub(crate) async fn until_servers_up(&self, servers: usize) {
+        let line = format!("phalanx_foreign_engines_up {servers}\n");
+        eventually(async || self.get("/metrics").await.text.contains(&line)).await;
     }
 
     /// Registers `worker` as member `id`, serving model `demo`.

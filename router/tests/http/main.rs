@@ -9,9 +9,11 @@ mod completions;
 mod drain;
 mod endpoints;
 mod faults;
+mod foreign;
 mod migration;
 mod queue;
 mod retry;
 
 mod cluster;
+mod server;
 mod worker;

@@ -9,7 +9,7 @@ use super::fields::Fields;
 use super::messages;
 use super::parameters::{Parameters, check_response_format};
 
-/// Reads and checks the body.
+/// Reads and checks the body: one generation.
 ///
 /// # Errors
 /// The first field that is missing, mistyped or out of range.
@@ -17,7 +17,7 @@ pub(crate) fn read(
     body: &Map<String, Value>,
     id: &RequestId,
     drawn_seed: u64,
-) -> Result<(Generate, Parameters), Fault> {
+) -> Result<(Vec<Generate>, Parameters), Fault> {
     let fields = Fields::root(body);
     let parameters = Parameters::read(&fields, drawn_seed)?;
     check_response_format(&fields)?;
@@ -34,7 +34,7 @@ pub(crate) fn read(
         resume: Vec::new(),
     };
     generate.validate()?;
-    Ok((generate, parameters))
+    Ok((vec![generate], parameters))
 }
 
 fn top_logprobs(fields: &Fields<'_>) -> Result<Option<u32>, Fault> {

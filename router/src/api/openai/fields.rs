@@ -104,6 +104,11 @@ impl<'a> Fields<'a> {
         self.object
     }
 
+    /// Who asks, as far as the client says: only a hint, so that what is no text is no user.
+    pub(crate) fn user(&self) -> Option<&'a str> {
+        self.get("user").and_then(Value::as_str)
+    }
+
     /// An array of token ids.
     pub(crate) fn token_ids(&self, name: &str) -> Result<Option<Vec<u32>>, Fault> {
         let Some(items) = self.array(name)? else { return Ok(None) };

@@ -6,9 +6,7 @@ use phalanx_proto::id::ModelName;
 use serde_json::Value;
 
 use super::fields::{Fields, mismatch};
-
-/// Longest model name looked up; served names are far shorter.
-const MODEL_NAME_BYTES_MAX: usize = 256;
+use crate::ask::MODEL_NAME_BYTES_MAX;
 
 /// What both kinds of completion say beside their prompt.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,6 +18,8 @@ pub(crate) struct Parameters {
     pub(crate) delivery: Delivery,
     pub(crate) return_token_ids: bool,
     pub(crate) cache_salt: String,
+    /// Who asks, as far as the client says.
+    pub(crate) user: Option<String>,
 }
 
 /// How the answer is sent.
@@ -58,6 +58,7 @@ impl Parameters {
             delivery: delivery(fields)?,
             return_token_ids: fields.boolean("return_token_ids")?.unwrap_or(false),
             cache_salt: salt.unwrap_or_default().to_owned(),
+            user: fields.user().map(str::to_owned),
         })
     }
 }

@@ -8,6 +8,7 @@ use phalanx_proto::view::{Alias, Capacity, Member, Model, ServedModel, ViewOp};
 use tonic::transport::Endpoint;
 
 use super::*;
+use crate::config::foreign::ForeignConfig;
 use crate::engine::Kind;
 use crate::engine::native::Native;
 
@@ -56,36 +57,55 @@ fn alias(targets: &[(&str, Option<&str>, u32)]) -> ViewOp {
 
 /// A fleet whose engines are all connected (lazily, so to nothing).
 fn fleet(ops: impl IntoIterator<Item = ViewOp>) -> Fleet {
-    let (fleet, changes) = Fleet::default().next(view(ops));
+    let (fleet, changes) = Fleet::default().next(view(ops), &[]);
     for engine in changes.opened {
         worker(&engine).mark_up(Endpoint::from_static("http://127.0.0.1:1").connect_lazy());
     }
     fleet
 }
 
+/// Every engine but these, whatever its kind.
+fn any_but(excluded: &[MemberId]) -> Eligible<'_> {
+    Eligible { kinds: Kinds { native: true, foreign: true }, excluded }
+}
+
 /// The worker that `engine` is.
 fn worker(engine: &Engine) -> &Native {
-    let Kind::Native(worker) = &engine.kind;
-    worker
+    match &engine.kind {
+        Kind::Native(worker) => worker,
+        Kind::Foreign(_) => panic!("a foreign engine"),
+    }
 }
 
 fn candidates(fleet: &Fleet, name: &str, draw: u64) -> Option<Vec<u64>> {
     let name = ModelName::from(name);
-    let route = fleet.route(&name, draw, &[])?;
-    Some(route.candidates(&[], Instant::now()).engines.iter().map(|engine| engine.id().0).collect())
+    let route = fleet.route(&name, draw, any_but(&[]))?;
+    Some(
+        route
+            .candidates(any_but(&[]), Instant::now())
+            .engines
+            .iter()
+            .map(|engine| engine.id().0)
+            .collect(),
+    )
 }
 
 #[tokio::test]
 async fn a_registration_that_did_not_change_keeps_its_engine() {
-    let (first, changes) = Fleet::default().next(view([
-        ViewOp::PutMember(member(1, 10, &[("m", "r")])),
-        ViewOp::PutMember(member(2, 11, &[("m", "r")])),
-        ViewOp::PutMember(member(3, 12, &[("m", "r")])),
-    ]));
+    let (first, changes) = Fleet::default().next(
+        view([
+            ViewOp::PutMember(member(1, 10, &[("m", "r")])),
+            ViewOp::PutMember(member(2, 11, &[("m", "r")])),
+            ViewOp::PutMember(member(3, 12, &[("m", "r")])),
+        ]),
+        &[],
+    );
     assert_eq!((changes.opened.len(), changes.closed.len()), (3, 0));
     let draining = Member { state: MemberState::Draining, ..member(1, 10, &[("m", "r")]) };
-    let (second, changes) = first
-        .next(view([ViewOp::PutMember(draining), ViewOp::PutMember(member(2, 20, &[("m", "r")]))]));
+    let (second, changes) = first.next(
+        view([ViewOp::PutMember(draining), ViewOp::PutMember(member(2, 20, &[("m", "r")]))]),
+        &[],
+    );
     let ids = |engines: &[Arc<Engine>]| -> Vec<_> {
         engines.iter().map(|engine| (engine.id().0, worker(engine).epoch.0)).collect()
     };
@@ -113,8 +133,9 @@ async fn only_connected_ready_engines_of_the_model_are_candidates() {
 
 #[tokio::test]
 async fn a_worker_that_serves_something_else_under_its_epoch_is_routed_by_that() {
-    let (fleet, _changes) = Fleet::default().next(view([ViewOp::PutMember(member(1, 10, &[]))]));
-    let (fleet, changes) = fleet.next(view([ViewOp::PutMember(member(1, 10, &[("m", "r")]))]));
+    let (fleet, _changes) =
+        Fleet::default().next(view([ViewOp::PutMember(member(1, 10, &[]))]), &[]);
+    let (fleet, changes) = fleet.next(view([ViewOp::PutMember(member(1, 10, &[("m", "r")]))]), &[]);
     assert_eq!((changes.opened.len(), changes.closed.len()), (1, 1));
     assert!(fleet.engines[&MemberId(1)].revision(&"m".into()).is_some());
 }
@@ -145,8 +166,8 @@ async fn a_target_whose_engines_failed_the_call_is_left_for_another() {
         alias(&[("m", Some("old"), 99), ("m", Some("new"), 1)]),
     ]);
     let name = ModelName::from("alias");
-    let route = fleet.route(&name, 0, &[MemberId(1)]).unwrap();
-    let left = route.candidates(&[MemberId(1)], Instant::now()).engines;
+    let route = fleet.route(&name, 0, any_but(&[MemberId(1)])).unwrap();
+    let left = route.candidates(any_but(&[MemberId(1)]), Instant::now()).engines;
     let left: Vec<u64> = left.iter().map(|e| e.id().0).collect();
     assert_eq!(left, [2]);
 }
@@ -173,8 +194,8 @@ async fn a_silent_engine_is_avoided_until_it_reports_unless_all_are_silent() {
     pass_silence(&fleet, &[2, 3]);
     assert_eq!(candidates(&fleet, "m", 0), Some(vec![2, 3]));
     let name = ModelName::from("m");
-    let route = fleet.route(&name, 0, &[]).unwrap();
-    let others = route.candidates(&[MemberId(2), MemberId(3)], Instant::now()).engines;
+    let route = fleet.route(&name, 0, any_but(&[])).unwrap();
+    let others = route.candidates(any_but(&[MemberId(2), MemberId(3)]), Instant::now()).engines;
     assert!(others.is_empty(), "a silent engine was taken for one that was tried");
     pass_silence(&fleet, &[]);
     assert_eq!(candidates(&fleet, "m", 0), Some(vec![1, 2, 3]));
@@ -217,12 +238,12 @@ async fn models_and_aliases_are_listed_once_in_order() {
 async fn a_view_that_knows_no_model_does_not_call_a_name_unknown() {
     let name = ModelName::from("m");
     let new = ClusterView { lineage: Lineage(7), index: ViewIndex(3), ..ClusterView::default() };
-    let (fleet, _) = Fleet::default().next(Arc::new(new));
+    let (fleet, _) = Fleet::default().next(Arc::new(new), &[]);
     assert_eq!(fleet.unknown(&name).status(), 503);
     let router = Member { role: MemberRole::Router, ..member(1, 1, &[]) };
-    let (fleet, _) = Fleet::default().next(view([ViewOp::PutMember(router)]));
+    let (fleet, _) = Fleet::default().next(view([ViewOp::PutMember(router)]), &[]);
     assert_eq!(fleet.unknown(&name).status(), 503);
-    let (fleet, _) = fleet.next(view([ViewOp::PutMember(member(2, 2, &[("other", "r")]))]));
+    let (fleet, _) = fleet.next(view([ViewOp::PutMember(member(2, 2, &[("other", "r")]))]), &[]);
     assert_eq!(fleet.unknown(&name).status(), 404);
 }
 
@@ -240,10 +261,63 @@ async fn ejected_engines_are_no_candidates_until_more_than_half_are() {
     eject(2);
     assert_eq!(candidates(&fleet, "m", 0), Some(vec![3, 4]));
     // A retry that is left with ejected engines only is sent to one of them.
-    let route = fleet.route(&name, 0, &[]).unwrap();
-    let left = route.candidates(&[MemberId(3), MemberId(4)], now);
+    let route = fleet.route(&name, 0, any_but(&[])).unwrap();
+    let left = route.candidates(any_but(&[MemberId(3), MemberId(4)]), now);
     let ids: Vec<u64> = left.engines.iter().map(|engine| engine.id().0).collect();
     assert_eq!((ids, left.admission), (vec![1, 2], Admission::Panic));
     eject(3);
     assert_eq!(candidates(&fleet, "m", 0), Some(vec![1, 2, 3, 4]));
+}
+
+fn foreign(index: u64, setting: &str) -> Arc<Foreign> {
+    let config = ForeignConfig::parse(setting, &|_| None).unwrap();
+    Arc::new(Foreign::new(index, config, &Surroundings::default()))
+}
+
+#[tokio::test]
+async fn foreign_engines_join_the_members_and_are_no_links_to_open() {
+    let pinned = foreign(0, "http://a:1,model=m");
+    let (fleet, changes) = Fleet::default()
+        .next(view([ViewOp::PutMember(member(1, 1, &[("m", "r")]))]), &[Arc::clone(&pinned)]);
+    assert_eq!((changes.opened.len(), changes.closed.len()), (1, 0));
+    let both = Kinds { native: true, foreign: true };
+    assert_eq!(fleet.kinds(&"m".into()), both);
+    assert_eq!(fleet.kinds(&"other".into()), Kinds::default());
+    let (second, changes) = fleet.next(view([]), &[pinned]);
+    assert_eq!((changes.opened.len(), changes.closed.len()), (0, 1));
+    assert_eq!(second.kinds(&"m".into()), Kinds::FOREIGN);
+    let kept = |fleet: &Fleet| Arc::clone(fleet.engines.values().next_back().unwrap());
+    assert!(Arc::ptr_eq(&kept(&fleet), &kept(&second)), "its books would be lost");
+}
+
+#[tokio::test]
+async fn an_alias_and_its_shadow_say_what_kinds_a_request_may_come_to() {
+    let target = |model: &str| AliasTarget { model: model.into(), revision: None, weight: 1 };
+    let alias = |targets: &[&str], shadow: Option<&str>| {
+        ViewOp::PutAlias(Alias {
+            name: "alias".into(),
+            targets: targets.iter().map(|model| target(model)).collect(),
+            shadow: shadow.map(target),
+            previous: None,
+        })
+    };
+    let servers = [foreign(0, "http://a:1,model=theirs")];
+    let kinds = |alias| {
+        let ours = ViewOp::PutMember(member(1, 1, &[("ours", "r")]));
+        Fleet::default().next(view([ours, alias]), &servers).0.kinds(&"alias".into())
+    };
+    let both = Kinds { native: true, foreign: true };
+    assert_eq!(kinds(alias(&["ours"], None)), Kinds::NATIVE);
+    assert_eq!(kinds(alias(&["theirs"], None)), Kinds::FOREIGN);
+    assert_eq!(kinds(alias(&["ours", "theirs"], None)), both);
+    assert_eq!(kinds(alias(&["ours"], Some("theirs"))), both);
+}
+
+#[tokio::test]
+async fn a_model_is_not_unknown_before_every_foreign_engine_was_reached() {
+    let (fleet, _) = Fleet::default().next(view([]), &[foreign(0, "http://a:1,model=m")]);
+    assert!(matches!(fleet.unknown(&"x".into()), RouterError::ModelUnknown { .. }));
+    let servers = [foreign(0, "http://a:1,model=m"), foreign(1, "http://b:1")];
+    let (fleet, _) = Fleet::default().next(view([]), &servers);
+    assert!(matches!(fleet.unknown(&"x".into()), RouterError::NoWorker { .. }));
 }
