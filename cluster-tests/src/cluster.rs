@@ -48,6 +48,16 @@ pub struct PoolCluster {
     _folder: TempDir,
 }
 
+/// A router in front of engines that others run: neither control nor a worker belongs to it.
+#[derive(Debug)]
+pub struct Front {
+    /// Speaks to the router.
+    pub client: Client,
+    /// The router's process.
+    pub router: Process,
+    _folder: TempDir,
+}
+
 /// A role that comes back on the port it had.
 #[derive(Debug)]
 pub struct Restartable {
@@ -169,6 +179,39 @@ impl PoolCluster {
         let (said, errors) = (asked.stdout, String::from_utf8_lossy(&asked.stderr).into_owned());
         ensure!(asked.status.success(), "{arguments:?} ended with {}: {errors}", asked.status);
         serde_json::from_slice(&said).with_context(|| format!("{arguments:?} printed no JSON"))
+    }
+}
+
+// === impl Front ===
+
+impl Front {
+    /// Starts a router with these `--engine`s, and waits until it serves.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub async fn start(engines: &[&str]) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let mut arguments = words(&["router", "--listen", "127.0.0.1:0"], &[]);
+        for engine in engines {
+            arguments.extend(words(&["--engine", engine], &[]));
+        }
+        let mut router = Process::start(folder.path(), "router", &arguments)?;
+        let client = Client::new(url_in(&router.addresses().await?, "listen")?);
+        wait_until_ready(&client).await?;
+        Ok(Self { client, router, _folder: folder })
+    }
+
+    /// Waits until the router reaches as many engines as `expected`, no more and no less.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn until_engines_up(&self, expected: f64) -> Result<()> {
+        eventually("the router reaches the engines", START_MAX, async || {
+            let up = self.client.metrics().await?.sum("phalanx_foreign_engines_up")?;
+            ensure!(up == expected, "{up} engines are up, not {expected}");
+            Ok(true)
+        })
+        .await
     }
 }
 
