@@ -52,6 +52,8 @@ bench: ## Run the benchmarks: tables on the terminal, JSON in bench/results
 		--out $(CURDIR)/bench/results/router.json
 	cargo bench --locked --package phalanx-cluster-tests --bench control -- \
 		--out $(CURDIR)/bench/results/control.json
+	cargo bench --locked --package phalanx-cluster-tests --bench migration -- \
+		--out $(CURDIR)/bench/results/migration.json
 	$(MAKE) bench-rivals
 
 bench-rivals: ## Measure the router beside nginx, haproxy, sglang-router and vllm-router (part of bench)

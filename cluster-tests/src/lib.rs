@@ -8,8 +8,8 @@
 //!
 //! Tests see what users see, the `phalanx` binary and its ports; of the product only the client of the
 //! control plane is linked, which every process has.
-//! Reading order: [`process`], [`cluster`], [`client`], [`golden`], [`check`], [`engines`], [`usage`]; for the control plane
-//! [`control_group`], [`serving`], [`history`], [`writers`]; what is done to it beside kills: [`network`],
+//! Reading order: [`process`], [`cluster`], [`client`], [`golden`], [`check`], [`engines`], [`live_streams`], [`usage`]; for
+//! the control plane [`control_group`], [`serving`], [`history`], [`writers`]; what is done to it beside kills: [`network`],
 //! [`small_disk`].
 #![forbid(unsafe_code)]
 
@@ -20,6 +20,7 @@ pub mod control_group;
 pub mod engines;
 pub mod golden;
 pub mod history;
+pub mod live_streams;
 pub mod network;
 pub mod operator;
 pub mod process;
