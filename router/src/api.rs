@@ -1,5 +1,6 @@
 //! The HTTP API: one endpoint a file, and what they share.
 
+pub(crate) mod admin;
 pub(crate) mod answers;
 pub(crate) mod body;
 pub(crate) mod chat;
@@ -208,6 +209,7 @@ impl Gateway {
             model: outline.model.clone(),
             model_at: outline.model_at.clone(),
             request_id: incoming.record.id().clone(),
+            is_streamed: outline.is_streamed,
         };
         incoming.call(Ask::http(form, outline, native), draw)
     }

@@ -50,6 +50,8 @@ pub(crate) struct HttpForm {
     pub(crate) model: ModelName,
     pub(crate) model_at: Range<usize>,
     pub(crate) request_id: RequestId,
+    /// Whether the answer is asked for event by event.
+    pub(crate) is_streamed: bool,
 }
 
 const X_PRIORITY: HeaderName = HeaderName::from_static("x-priority");

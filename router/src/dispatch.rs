@@ -42,7 +42,7 @@ use self::cost::{Offer, Work};
 use self::fleet::{Candidates, Eligible, Fleet, Route};
 use self::health::{Admission, Trial};
 use self::pace::WorkClass;
-use crate::ask::Call;
+use crate::ask::{Call, HttpForm};
 use crate::engine::foreign::{Foreign, passed};
 use crate::engine::native::{CallMetadata, Native};
 use crate::engine::{Engine, Identity, Kind, native};
@@ -294,7 +294,12 @@ impl Assignment {
         // What the engine computes before the first event: what it has in hand, and this.
         let ahead = engine.offer().outstanding.prefill_tokens.saturating_add(work.prefill_tokens);
         let served = engine.model_index(&model).unwrap_or(0);
-        let class = WorkClass::of(ahead);
+        let is_whole = |form: &HttpForm| !form.is_streamed;
+        let is_paced = match &engine.kind {
+            Kind::Native(_) => true,
+            Kind::Foreign(_) => !call.ask.http.as_ref().is_some_and(is_whole),
+        };
+        let class = is_paced.then(|| WorkClass::of(ahead));
         let Some(trial) = Trial::begin(&engine.health, served, class, call.deadline, admission)
         else {
             return Ok(None);

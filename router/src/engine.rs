@@ -102,7 +102,7 @@ struct Load {
     /// Of these, what other routers sent.
     others: AtomicU32,
     /// [`Saturation`], packed.
-    saturation: AtomicU32,
+    saturation: AtomicU64,
     prefill_backlog_tokens: AtomicU64,
 }
 

@@ -22,6 +22,8 @@ pub(crate) struct Outline {
     pub(crate) input_bytes: usize,
     pub(crate) max_tokens: Option<u64>,
     pub(crate) choices: u64,
+    /// Whether the answer is asked for event by event.
+    pub(crate) is_streamed: bool,
 }
 
 /// Reads JSON values one after the other.
@@ -38,6 +40,7 @@ impl Outline {
         let mut scanner = Scanner { bytes, at: 0 };
         let mut model = None;
         let (mut user, mut input_bytes, mut choices) = (None, 0, 1);
+        let mut is_streamed = false;
         let (mut max_tokens, mut max_completion_tokens) = (None, None);
         scanner.take(b'{')?;
         if !scanner.take_if(b'}') {
@@ -53,6 +56,7 @@ impl Outline {
                     "messages" | "prompt" | "input" | "tools" | "query" | "documents" => {
                         input_bytes += value.len();
                     }
+                    "stream" => is_streamed = value == b"true",
                     "n" => choices = number(value).unwrap_or(1),
                     "max_tokens" => max_tokens = number(value),
                     "max_completion_tokens" => max_completion_tokens = number(value),
@@ -77,6 +81,7 @@ impl Outline {
             input_bytes,
             max_tokens,
             choices,
+            is_streamed,
         })
     }
 }

@@ -90,6 +90,18 @@ struct Outcomes {
     failures_in_a_row: u32,
 }
 
+// === impl BreakerState ===
+
+impl BreakerState {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::HalfOpen => "half_open",
+            Self::Open => "open",
+        }
+    }
+}
+
 // === impl Breaker ===
 
 impl Breaker {

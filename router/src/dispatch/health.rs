@@ -58,7 +58,8 @@ pub(crate) struct Trial {
     health: Arc<Health>,
     pass: Pass,
     model: usize,
-    class: WorkClass,
+    /// None of an answer that comes in one piece: what that takes says nothing of a first event.
+    class: Option<WorkClass>,
     ticket: Option<Ticket>,
     /// When the engine was last heard in this request.
     heard: Instant,
@@ -172,7 +173,7 @@ impl Trial {
     pub(crate) fn begin(
         health: &Arc<Health>,
         model: usize,
-        class: WorkClass,
+        class: Option<WorkClass>,
         deadline: Instant,
         admission: Admission,
     ) -> Option<Self> {
@@ -184,7 +185,8 @@ impl Trial {
                 Admission::Panic => breaker.admit(now).unwrap_or_else(|| breaker.admit_in_panic()),
             }
         };
-        let ticket = health.paces.get(model).map(|pace| pace.lock().sent(class, now));
+        let pace = health.paces.get(model);
+        let ticket = pace.zip(class).map(|(pace, class)| pace.lock().sent(class, now));
         Some(Self {
             health: Arc::clone(health),
             pass,
@@ -200,7 +202,7 @@ impl Trial {
 
     /// What a first event usually takes for such work; none before that is known.
     pub(crate) fn usual(&self) -> Option<Duration> {
-        self.health.usual(self.model, self.class)
+        self.health.usual(self.model, self.class?)
     }
 
     /// The engine sent something at `now`.

@@ -7,30 +7,41 @@ const AHEAD_SHARE: u64 = 8;
 /// What an engine's reports say of its bound.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Saturation {
-    /// Sequences that ran while others waited; none while no report showed any that waited.
+    /// Sequences that ran while others waited; none while no reports showed any that waited.
     bound: Option<u32>,
+    /// What ran at the latest report, if others waited.
+    running_full: Option<u32>,
 }
 
 // === impl Saturation ===
 
 impl Saturation {
-    /// Takes in a report.
+    /// Takes in a report. Others must wait in two of them in a row: whoever has just arrived waits for the next step,
+    /// full or not.
     pub(crate) fn report(&mut self, running: u32, waiting: u32) {
+        let before = self.running_full.take();
         if waiting > 0 {
-            self.bound = Some(running.max(1));
+            self.running_full = Some(running);
+            if let Some(before) = before {
+                self.bound = Some(running.max(before).max(1));
+            }
         } else if self.bound.is_some_and(|bound| running >= bound) {
             // As many run as did when others waited, and nobody waits: it can do more than was known.
             self.bound = None;
         }
     }
 
-    /// As one number, to be kept where it is read without a lock; 0 for no bound.
-    pub(crate) fn packed(self) -> u32 {
-        self.bound.unwrap_or(0)
+    /// As one number, to be kept where it is read without a lock.
+    pub(crate) fn packed(self) -> u64 {
+        let bound = self.bound.unwrap_or(0);
+        let full = self.running_full.map_or(0, |running| running.saturating_add(1));
+        u64::from(bound) << 32 | u64::from(full)
     }
 
-    pub(crate) fn unpacked(packed: u32) -> Self {
-        Self { bound: (packed > 0).then_some(packed) }
+    pub(crate) fn unpacked(packed: u64) -> Self {
+        let [bound, full] = [packed >> 32, packed & u64::from(u32::MAX)]
+            .map(|half| u32::try_from(half).unwrap_or(u32::MAX));
+        Self { bound: (bound > 0).then_some(bound), running_full: full.checked_sub(1) }
     }
 
     /// Whether an engine with so many `sequences` in hand would let a further one wait.
@@ -54,6 +65,8 @@ mod tests {
         saturation.report(64, 0);
         assert!(!saturation.is_reached(1_000_000), "nobody ever waited");
         saturation.report(16, 3);
+        assert!(!saturation.is_reached(1_000_000), "they may have just come");
+        saturation.report(15, 3);
         assert!(!saturation.is_reached(17));
         assert!(saturation.is_reached(18));
         saturation.report(10, 0);
@@ -63,17 +76,19 @@ mod tests {
     }
 
     proptest! {
-        /// An engine that computes `bound` at once is found out by its first report under load, and is always sent
+        /// An engine that computes `bound` at once is found out by its second report under load, and is always sent
         /// enough to be full.
         #[test]
         fn the_bound_is_learnt_and_never_starves_the_engine(bound in 1u32..1_000, steps in prop::collection::vec(0u32..3_000, 1..100)) {
             let mut saturation = Saturation::default();
+            let mut waited = 0;
             for sequences in steps {
                 let (running, waiting) = (sequences.min(bound), sequences.saturating_sub(bound));
                 saturation.report(running, waiting);
                 prop_assert_eq!(Saturation::unpacked(saturation.packed()), saturation);
                 prop_assert!(!saturation.is_reached(u64::from(bound)));
-                if waiting > 0 {
+                waited = if waiting > 0 { waited + 1 } else { 0 };
+                if waited >= 2 {
                     prop_assert!(saturation.is_reached(u64::from(bound + bound / 8 + 1)));
                 }
             }

@@ -124,6 +124,11 @@ async fn streams_that_die_half_way_are_failures() {
     })
     .await;
     assert_eq!(state(&cluster, 2).await, Some(0));
+    let workers = cluster.get("/admin/workers").await.json()["workers"].clone();
+    let shown = |at: usize| format!("{} {}", workers[at]["name"], workers[at]["breaker"]);
+    assert_eq!((shown(0).as_str(), shown(1).as_str()), (r#""1" "open""#, r#""2" "closed""#));
+    assert_eq!((&workers[1]["up"], &workers[1]["has_room"]), (&true.into(), &true.into()));
+    assert_eq!(workers[1]["requests"], 0);
     for _ in 0..4 {
         let (answer, ()) = tokio::join!(cluster.chat(""), async {
             well.call().await.answer(&["x"]).await;

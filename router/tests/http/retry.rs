@@ -11,7 +11,7 @@ use phalanx_router::{RawBreaker, RawRetry, RawRouter};
 use tonic::Status;
 
 use crate::cluster::{Cluster, chat_body, eventually};
-use crate::worker::{FakeWorker, started};
+use crate::worker::{FakeWorker, finished, started, usage};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -34,8 +34,19 @@ async fn serve(worker: &mut FakeWorker, lag: Duration) {
     loop {
         let call = worker.call().await;
         tokio::time::sleep(lag).await;
-        call.answer(&["x"]).await;
+        // One that lost a race is cancelled.
+        let answering = call.accept();
+        for event in [started(), finished(0), usage(0)] {
+            answering.offer(event).await;
+        }
     }
+}
+
+/// Races that the second engine won.
+async fn won(cluster: &Cluster) -> u64 {
+    let text = cluster.get("/metrics").await.text;
+    let line = "phalanx_hedges_total{result=\"won\"} ";
+    text.lines().find_map(|text| text.strip_prefix(line)?.parse().ok()).unwrap_or(0)
 }
 
 #[tokio::test]
@@ -129,11 +140,11 @@ async fn a_late_request_is_raced_by_another_engine_and_the_loser_is_cancelled() 
             assert_eq!(cluster.chat("").await.status, 200);
         }
     };
-    let won = "phalanx_hedges_total{result=\"won\"} 1\n";
     eventually(async || {
         let lag = Duration::ZERO;
         tokio::select! { () = learn() => {} () = serve(first, lag) => {} () = serve(second, lag) => {} }
-        let (answer, _) = tokio::join!(cluster.open_chat(r#""stream":true"#), async {
+        let before = won(&cluster).await;
+        let (answer, ()) = tokio::join!(cluster.open_chat(r#""stream":true"#), async {
             let (held, other) = tokio::select! {
                 call = first.call() => (call, &mut *second),
                 call = second.call() => (call, &mut *first),
@@ -145,15 +156,14 @@ async fn a_late_request_is_raced_by_another_engine_and_the_loser_is_cancelled() 
                     held.cancelled().await;
                 }
                 () = tokio::time::sleep(Duration::from_millis(300)) => {
-                    held.send(started()).await;
-                    held.fail(gone()).await;
-                    // What it began goes on at the other one.
-                    other.call().await.answer(&["slow"]).await;
+                    for event in [started(), finished(0), usage(0)] {
+                        held.offer(event).await;
+                    }
                 }
             }
         });
         let answer = answer.finish().await;
-        let has_won = cluster.get("/metrics").await.text.contains(won);
+        let has_won = won(&cluster).await > before;
         assert_eq!(has_won, answer.text.contains("quick"), "{}", answer.text);
         has_won
     })

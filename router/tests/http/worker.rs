@@ -143,6 +143,11 @@ impl Answering {
         self.0.send(Ok(event.into())).await.expect("the router hung up");
     }
 
+    /// The same, for who may have hung up.
+    pub(crate) async fn offer(&self, event: Event) {
+        let _ = self.0.send(Ok(event.into())).await;
+    }
+
     pub(crate) async fn fail(self, status: Status) {
         self.0.send(Err(status)).await.expect("the router hung up");
     }
