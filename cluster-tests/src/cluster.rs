@@ -104,11 +104,7 @@ impl Cluster {
         let control = Restartable::start(&folder, "control", arguments).await?;
         let arguments = words(&["worker", "--control", &control.url], worker_options);
         let worker = Restartable::start(&folder, "worker", arguments).await?;
-        let arguments =
-            words(&["router", "--listen", "127.0.0.1:0", "--control", &control.url], &[]);
-        let mut router = Process::start(folder.path(), "router", &arguments)?;
-        let client = Client::new(url_in(&router.addresses().await?, "listen")?);
-        wait_until_ready(&client).await?;
+        let (router, client) = start_router(&folder, "router", &control.url).await?;
         Ok(Self { client, router, worker, control, folder })
     }
 
@@ -122,6 +118,14 @@ impl Cluster {
         let worker = Restartable::start(&self.folder, name, arguments).await?;
         self.until_workers_up(before + 1.0).await?;
         Ok(worker)
+    }
+
+    /// Adds a router, and waits until it serves.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub async fn add_router(&self, name: &'static str) -> Result<(Process, Client)> {
+        start_router(&self.folder, name, &self.control.url).await
     }
 
     /// Waits until the router reaches as many workers as `expected`, no more and no less.
@@ -140,6 +144,14 @@ impl Cluster {
     async fn workers_up(&self) -> Result<f64> {
         self.client.metrics().await?.sum("phalanx_workers_up")
     }
+}
+
+async fn start_router(folder: &TempDir, name: &str, control: &str) -> Result<(Process, Client)> {
+    let arguments = words(&["router", "--listen", "127.0.0.1:0", "--control", control], &[]);
+    let mut router = Process::start(folder.path(), name, &arguments)?;
+    let client = Client::new(url_in(&router.addresses().await?, "listen")?);
+    wait_until_ready(&client).await?;
+    Ok((router, client))
 }
 
 // === impl PoolCluster ===

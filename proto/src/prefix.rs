@@ -99,11 +99,17 @@ impl ModelKey {
 impl Chunks {
     /// The chunks of what `generate` continues; its model has no part in them.
     pub fn of(generate: &Generate) -> Self {
+        Self::with_contents(generate).0
+    }
+
+    /// The same, and where the contents of a conversation's messages begin in its bytes.
+    pub fn with_contents(generate: &Generate) -> (Self, Vec<u64>) {
         let salt = &generate.cache_salt;
-        match &generate.input {
+        let mut contents = Vec::new();
+        let chunks = match &generate.input {
             Input::Chat(chat) => {
                 let mut hasher = ChunkHasher::new(PromptKind::Chat, salt);
-                hasher.chat(chat);
+                hasher.chat(chat, &mut contents);
                 hasher.finish()
             }
             Input::Text(text) => {
@@ -118,7 +124,8 @@ impl Chunks {
                 }
                 hasher.finish()
             }
-        }
+        };
+        (chunks, contents)
     }
 }
 
@@ -131,8 +138,8 @@ impl ChunkHasher {
         Self { chunks: Chunks::default(), chain, open: [0; CHUNK_BYTES], filled: 0 }
     }
 
-    /// Appends what a template renders of `chat`.
-    pub fn chat(&mut self, chat: &Chat) {
+    /// Appends what a template renders of `chat`; notes in `contents` where those of its messages begin.
+    fn chat(&mut self, chat: &Chat, contents: &mut Vec<u64>) {
         if !chat.tools.is_empty() {
             self.json(Field::Tools, &chat.tools);
         }
@@ -140,11 +147,11 @@ impl ChunkHasher {
             self.json(Field::TemplateKwargs, &chat.template_kwargs);
         }
         for message in &chat.messages {
-            self.message(message);
+            contents.push(self.message(message));
         }
     }
 
-    fn message(&mut self, message: &Message) {
+    fn message(&mut self, message: &Message) -> u64 {
         self.text(Field::Role, message.role.as_str());
         if let Some(name) = &message.name {
             self.text(Field::Name, name);
@@ -153,9 +160,11 @@ impl ChunkHasher {
             self.text(Field::ToolCallId, id);
         }
         self.text(Field::Content, &message.content);
+        let content = self.chunks.bytes - message.content.len() as u64;
         if !message.tool_calls.is_empty() {
             self.json(Field::ToolCalls, &message.tool_calls);
         }
+        content
     }
 
     /// Appends one field of a conversation.
@@ -201,11 +210,6 @@ impl ChunkHasher {
     fn close(&mut self, chunk: &[u8; CHUNK_BYTES]) {
         self.chain = xxh3_64_with_seed(chunk, self.chain);
         self.chunks.hashes.push(ChunkHash(self.chain));
-    }
-
-    /// Bytes appended so far.
-    pub const fn bytes_so_far(&self) -> u64 {
-        self.chunks.bytes
     }
 
     /// The chunks of all that was appended.

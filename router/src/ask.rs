@@ -12,16 +12,15 @@ use http::{HeaderMap, HeaderName, header};
 use phalanx_proto::fault::Fault;
 use phalanx_proto::generate::{ChoiceProgress, Generate, Input, Stopping};
 use phalanx_proto::id::{MemberId, ModelName, RequestId, Revision};
+use phalanx_proto::prefix::Chunks;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::dispatch::cost::Work;
+use crate::dispatch::cost::{ANSWER_TOKENS_UNKNOWN, Work};
 use crate::engine::Kinds;
 use crate::engine::native::CallMetadata;
 use crate::outline::Outline;
 use crate::queue::fair::{Flow, Priority};
 
-/// Tokens an answer is expected to have, where the client set no lower limit.
-pub(crate) const ANSWER_TOKENS_EXPECTED: u64 = 128;
 /// Longest model name looked up; served names are far shorter.
 pub(crate) const MODEL_NAME_BYTES_MAX: usize = 256;
 /// English text has about four bytes per token; a rough guess is enough to compare engines.
@@ -34,6 +33,10 @@ pub(crate) struct Ask {
     pub(crate) model: ModelName,
     /// What it asks of an engine, as predicted.
     pub(crate) work: Work,
+    /// How many answers it wants, and how many tokens each may have at the most.
+    pub(crate) answers: (u64, u64),
+    /// What its prompt may have in common with others.
+    pub(crate) chunks: Chunks,
     /// For workers over gRPC, or what their client would be told.
     pub(crate) native: Result<Arc<Generate>, Fault>,
     /// For servers that speak OpenAI's API.
@@ -105,12 +108,15 @@ impl Ask {
         Self {
             model: generate.model.clone(),
             work: predicted_work(&generate),
+            answers: answers_of(&generate),
+            chunks: Chunks::of(&generate),
             native: Ok(Arc::new(generate)),
             http: None,
         }
     }
 
     /// What `outline` is of, for foreign engines; native workers take it as `native`, or not for the fault there.
+    /// Engines of both kinds know a prompt by its native form, if it has one.
     pub(crate) fn http(form: HttpForm, outline: &Outline, native: Result<Generate, Fault>) -> Self {
         let answer = answer_tokens(outline.max_tokens) * outline.choices;
         let prefill = outline.input_bytes as u64 / BYTES_PER_TOKEN;
@@ -118,6 +124,8 @@ impl Ask {
         Self {
             model: outline.model.clone(),
             work: native.as_ref().map_or(work, predicted_work),
+            answers: (outline.choices, outline.max_tokens.unwrap_or(u64::MAX)),
+            chunks: native.as_ref().map_or_else(|_| outline.chunks.clone(), Chunks::of),
             native: native.map(Arc::new),
             http: Some(form),
         }
@@ -131,7 +139,11 @@ impl Ask {
 
 /// Tokens to expect of one choice.
 fn answer_tokens(max_tokens: Option<u64>) -> u64 {
-    max_tokens.map_or(ANSWER_TOKENS_EXPECTED, |max| max.min(ANSWER_TOKENS_EXPECTED))
+    max_tokens.map_or(ANSWER_TOKENS_UNKNOWN, |max| max.min(ANSWER_TOKENS_UNKNOWN))
+}
+
+fn answers_of(generate: &Generate) -> (u64, u64) {
+    (generate.choices.into(), generate.stopping.max_tokens.map_or(u64::MAX, u64::from))
 }
 
 // === impl Call ===

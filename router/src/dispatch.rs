@@ -7,7 +7,7 @@
 //! ```
 //! An alias' traffic is divided by `affinity`. Engines that fail (`breaker`) or lag far behind their peers (`pace`) are no
 //! candidates, as `health` knows. While all of them are full (`saturation`), requests wait in the
-//! [`queue`](crate::queue). A prefix index adds a term to the cost; it belongs here, unseen by `api`.
+//! [`queue`](crate::queue).
 
 pub(crate) mod affinity;
 pub(crate) mod breaker;
@@ -20,13 +20,15 @@ pub(crate) mod health;
 pub(crate) mod lateness;
 pub(crate) mod listen;
 pub(crate) mod pace;
+pub(crate) mod prefix_index;
+pub(crate) mod rates;
 pub(crate) mod room;
 pub(crate) mod saturation;
 
 use std::borrow::Cow;
 use std::future::pending;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -36,9 +38,10 @@ use phalanx_proto::fault::Fault;
 use phalanx_proto::generate::Generate;
 use phalanx_proto::id::{MemberId, ModelName};
 use phalanx_proto::pb;
+use phalanx_proto::prefix::{CHUNK_BYTES, Chunks, ModelKey};
 use tower::Service;
 
-use self::cost::{Offer, Work};
+use self::cost::{Offer, Terms, Work};
 use self::fleet::{Candidates, Eligible, Fleet, Route};
 use self::health::{Admission, Trial};
 use self::pace::WorkClass;
@@ -61,7 +64,8 @@ pub(crate) const LOOK_AROUND_EVERY: Duration = Duration::from_millis(250);
 #[derive(Clone, Debug)]
 pub(crate) struct Dispatch {
     fleet: Arc<ArcSwap<Fleet>>,
-    rotation: Arc<AtomicUsize>,
+    /// A number for each choice among equals, another sequence in each router.
+    draws: Arc<AtomicU64>,
     queue: Queue,
     metrics: RouterMetrics,
 }
@@ -75,10 +79,32 @@ enum Fullness {
     Ignored,
 }
 
-/// The engine chosen, and what the request will call the model there.
+/// What is asked for, as far as the choice of an engine goes.
+#[derive(Clone, Copy)]
+pub(crate) struct Wanted<'a> {
+    pub(crate) work: Work,
+    /// How many answers there will be, and how many tokens each may have at the most, of a request that begins.
+    pub(crate) answers: Option<(u64, u64)>,
+    pub(crate) chunks: &'a Chunks,
+}
+
+/// What one request is expected to be for the engine chosen.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Expected {
+    /// What it computes.
+    pub(crate) work: Work,
+    pub(crate) cached_tokens: u64,
+    /// Prompt tokens that it computes before.
+    pub(crate) ahead_tokens: u64,
+    #[expect(dead_code, reason = "decisions are shown next")]
+    pub(crate) terms: Terms,
+}
+
+/// The engine chosen, what the request will call the model there, and what is expected of it.
 pub(crate) struct Choice {
     pub(crate) engine: Arc<Engine>,
     pub(crate) model: ModelName,
+    pub(crate) expected: Expected,
     admission: Admission,
 }
 
@@ -108,7 +134,8 @@ enum Sending {
 
 impl Dispatch {
     pub(crate) fn new(fleet: Arc<ArcSwap<Fleet>>, queue: Queue, metrics: RouterMetrics) -> Self {
-        Self { fleet, rotation: Arc::default(), queue, metrics }
+        let draws = Arc::new(AtomicU64::new(uuid::Uuid::new_v4().as_u64_pair().0));
+        Self { fleet, draws, queue, metrics }
     }
 
     pub(crate) const fn queue(&self) -> &Queue {
@@ -120,17 +147,18 @@ impl Dispatch {
         self.fleet.load()
     }
 
-    /// The engine that answers `work` for `name` soonest, of those that are eligible. `draw` divides an alias' traffic.
+    /// The engine that answers what is `wanted` of `name` soonest, of those that are eligible. `draw` divides an alias'
+    /// traffic.
     pub(crate) fn choose(
         &self,
         name: &ModelName,
         draw: u64,
-        work: Work,
+        wanted: Wanted<'_>,
         eligible: Eligible<'_>,
     ) -> Result<Choice, RouterError> {
         let fleet = self.fleet.load();
         let route = fleet.route(name, draw, eligible).ok_or_else(|| fleet.unknown(name))?;
-        self.choose_on(route, work, eligible, Fullness::Ignored)
+        self.choose_on(route, wanted, eligible, Fullness::Ignored)
     }
 
     /// Whether an engine that is well, and none of `excluded`, could take `call`.
@@ -145,11 +173,10 @@ impl Dispatch {
     fn choose_on(
         &self,
         route: Route<'_>,
-        work: Work,
+        wanted: Wanted<'_>,
         eligible: Eligible<'_>,
         fullness: Fullness,
     ) -> Result<Choice, RouterError> {
-        let rotation = self.rotation.fetch_add(1, Ordering::Relaxed);
         let now = Instant::now();
         let Candidates { mut engines, admission } = route.candidates(eligible, now);
         if fullness == Fullness::Minded && !engines.is_empty() {
@@ -158,11 +185,33 @@ impl Dispatch {
                 return Err(RouterError::Saturated { model: route.model.clone() });
             }
         }
-        let offers: Vec<Offer> = engines.iter().map(|engine| engine.offer()).collect();
-        let chosen = cost::choose(&offers, work, rotation)
+        let key = ModelKey::new(route.model);
+        let fleet = self.fleet.load();
+        let depths = fleet.index().lookup(wanted.chunks.hashes.iter().map(|hash| hash.under(key)));
+        let offer = |engine: &&Arc<Engine>| {
+            let (depth, confidence) = engine.holding().depth(&depths);
+            let cached_tokens = wanted.tokens_of(depth);
+            Offer { cached_tokens, confidence, ..engine.offer() }
+        };
+        let offers: Vec<Offer> = engines.iter().map(offer).collect();
+        let decode_tokens = wanted.answers.map_or(wanted.work.decode_tokens, |(choices, max)| {
+            cost::answer_tokens(&offers).min(max) * choices
+        });
+        let work = Work { decode_tokens, ..wanted.work };
+        let draw = self.draws.fetch_add(1, Ordering::Relaxed);
+        let pick = cost::choose(&cost::price(&offers, work), affinity::mixed(draw))
             .ok_or_else(|| RouterError::NoWorker { model: route.model.clone() })?;
-        let (engine, model) = (Arc::clone(engines[chosen]), route.model.clone());
-        Ok(Choice { engine, model, admission })
+        let offer = &offers[pick.index];
+        // Something is always computed: the last token's logits.
+        let cached_tokens = offer.cached_tokens.min(work.prefill_tokens.saturating_sub(1));
+        let expected = Expected {
+            work: Work { prefill_tokens: work.prefill_tokens - cached_tokens, decode_tokens },
+            cached_tokens,
+            ahead_tokens: offer.outstanding.prefill_tokens,
+            terms: pick.terms,
+        };
+        let (engine, model) = (Arc::clone(engines[pick.index]), route.model.clone());
+        Ok(Choice { engine, model, expected, admission })
     }
 
     /// Puts `call` on the books of the engine that answers it soonest, once one has room and all who waited before
@@ -201,7 +250,7 @@ impl Dispatch {
         loop {
             let eligible = Eligible { kinds: call.kinds(), excluded: &excluded };
             let route = route_of(&fleet, call, eligible).ok_or_else(|| fleet.unknown(name))?;
-            let choice = self.choose_on(route, call.work(), eligible, fullness)?;
+            let choice = self.choose_on(route, Wanted::of(call), eligible, fullness)?;
             let id = choice.engine.id();
             if let Some(assignment) = Assignment::new(choice, call)? {
                 if !call.excluded.is_empty() && !is_rest {
@@ -219,7 +268,7 @@ impl Dispatch {
         let fleet = self.fleet.load();
         let route = fleet.shadow(&call.ask.model)?;
         let eligible = Eligible { kinds: call.kinds(), excluded: &[] };
-        let choice = self.choose_on(route, call.ask.work, eligible, Fullness::Minded).ok()?;
+        let choice = self.choose_on(route, Wanted::of(call), eligible, Fullness::Minded).ok()?;
         Assignment::new(choice, call).ok().flatten()
     }
 
@@ -268,6 +317,22 @@ impl Dispatch {
     }
 }
 
+// === impl Wanted ===
+
+impl<'a> Wanted<'a> {
+    /// What `call` wants.
+    pub(crate) fn of(call: &'a Call) -> Self {
+        let answers = call.resume.is_none().then_some(call.ask.answers);
+        Self { work: call.work(), answers, chunks: &call.ask.chunks }
+    }
+
+    /// About how many tokens the first `chunks` chunks of the prompt are.
+    fn tokens_of(&self, chunks: u16) -> u64 {
+        let bytes = u64::from(chunks) * CHUNK_BYTES as u64;
+        (self.work.prefill_tokens * bytes).checked_div(self.chunks.bytes).unwrap_or(0)
+    }
+}
+
 // === impl Assignment ===
 
 impl Assignment {
@@ -276,8 +341,7 @@ impl Assignment {
     /// # Errors
     /// Why the request cannot be put in the form that the engine takes.
     fn new(choice: Choice, call: &Call) -> Result<Option<Self>, RouterError> {
-        let Choice { engine, model, admission } = choice;
-        let work = call.work();
+        let Choice { engine, model, expected, admission } = choice;
         let sending = match &engine.kind {
             Kind::Native(worker) => {
                 let generate = call.ask.native.as_ref().map_err(Clone::clone)?;
@@ -292,7 +356,7 @@ impl Assignment {
             Kind::Foreign(server) => Sending::Foreign { server: Arc::clone(server) },
         };
         // What the engine computes before the first event: what it has in hand, and this.
-        let ahead = engine.offer().outstanding.prefill_tokens.saturating_add(work.prefill_tokens);
+        let ahead = expected.ahead_tokens.saturating_add(expected.work.prefill_tokens);
         let served = engine.model_index(&model).unwrap_or(0);
         let is_whole = |form: &HttpForm| !form.is_streamed;
         let is_paced = match &engine.kind {
@@ -304,10 +368,13 @@ impl Assignment {
         else {
             return Ok(None);
         };
-        let credit = engine.take_credit(work);
+        let credit = engine.take_credit(expected.work);
+        let key = ModelKey::new(&model);
+        let chunks = call.ask.chunks.hashes.iter().map(|hash| hash.under(key));
+        engine.holding().sent(chunks, Instant::now());
         let revision = engine.revision(&model).cloned();
         let placement = Placement { worker: engine.identity.clone(), model, revision };
-        let meter = Meter::new(engine, credit, trial, call.received);
+        let meter = Meter::new(engine, credit, trial, (call.received, expected));
         Ok(Some(Self { sending, placement, meter }))
     }
 

@@ -22,10 +22,12 @@ use phalanx_proto::view::{Member, ServedModel};
 use self::foreign::Foreign;
 use self::hearing::{Condition, WakingClock};
 use self::native::Native;
-use crate::ask::ANSWER_TOKENS_EXPECTED;
-use crate::dispatch::cost::{Estimate, Offer, Work};
+use crate::dispatch::cost::{ANSWER_TOKENS_UNKNOWN, Offer, Work};
 use crate::dispatch::credit::{Credit, CreditGuard};
 use crate::dispatch::health::{Health, HealthPolicy};
+use crate::dispatch::prefix_index::PrefixIndex;
+use crate::dispatch::prefix_index::holding::Holding;
+use crate::dispatch::rates::{Estimate, SharedRates};
 use crate::dispatch::room::Room;
 use crate::dispatch::saturation::Saturation;
 
@@ -63,6 +65,10 @@ pub(crate) struct Books {
     requests_max: Option<u64>,
     room: Arc<Room>,
     estimate: Mutex<Estimate>,
+    /// The estimate, for dispatch to read.
+    rates: SharedRates,
+    /// What its prefix cache holds.
+    holding: Holding,
 }
 
 /// What all engines of a router have in common.
@@ -76,6 +82,8 @@ pub(crate) struct Surroundings {
     pub(crate) requests_max: Option<u64>,
     /// Told when one of them may take more.
     pub(crate) room: Arc<Room>,
+    /// What their caches hold.
+    pub(crate) index: Arc<PrefixIndex>,
 }
 
 /// How an engine is reached.
@@ -133,7 +141,7 @@ impl Engine {
             health,
             models: Arc::new(member.models.iter().map(Served::from).collect()),
             kind: Kind::Native(Arc::new(Native::new(member, Arc::clone(&around.clock)))),
-            books: Arc::new(Books::new(around)),
+            books: Arc::new(Books::new(around, Holding::reported(&around.index))),
         }
     }
 
@@ -264,18 +272,33 @@ impl Engine {
         self.books.has_room() && !self.health.asked_for_pause(now)
     }
 
-    /// What dispatch compares.
+    /// What its prefix cache holds, as far as is known.
+    pub(crate) fn holding(&self) -> &Holding {
+        &self.books.holding
+    }
+
+    /// Whether it has prompts to compute, as far as is known.
+    pub(crate) fn is_prefilling(&self) -> bool {
+        self.books.credit.outstanding().prefill_tokens > 0
+            || self.books.load.prefill_backlog_tokens.load(Ordering::Relaxed) > 0
+    }
+
+    /// What dispatch compares, but for what the engine holds of the prompt.
     pub(crate) fn offer(&self) -> Offer {
         let ours = self.books.credit.outstanding();
         let backlog = self.books.load.prefill_backlog_tokens.load(Ordering::Relaxed);
         let sequences = u64::from(self.books.load.sequences.load(Ordering::Relaxed));
         // Sequences that are not ours come from other routers; each has about as much left as ours do.
         let others = sequences.saturating_sub(self.books.credit.requests());
-        let decode = ours.decode_tokens + others * ANSWER_TOKENS_EXPECTED / 2;
+        let decode = ours.decode_tokens + others * ANSWER_TOKENS_UNKNOWN / 2;
         let prefill = ours.prefill_tokens.max(backlog);
         Offer {
             outstanding: Work { prefill_tokens: prefill, decode_tokens: decode },
-            estimate: *self.books.estimate.lock(),
+            sequences: sequences.max(self.books.credit.requests()),
+            prefill: self.books.rates.prefill(),
+            step: self.books.rates.step(),
+            answer_tokens: self.books.rates.answer_tokens(),
+            ..Offer::default()
         }
     }
 
@@ -295,7 +318,9 @@ impl Engine {
     }
 
     pub(crate) fn learn(&self, observe: impl FnOnce(&mut Estimate)) {
-        observe(&mut self.books.estimate.lock());
+        let mut estimate = self.books.estimate.lock();
+        observe(&mut estimate);
+        self.books.rates.publish(&estimate);
     }
 }
 
@@ -314,13 +339,15 @@ impl From<&ServedModel> for Served {
 // === impl Books ===
 
 impl Books {
-    pub(crate) fn new(around: &Surroundings) -> Self {
+    pub(crate) fn new(around: &Surroundings, holding: Holding) -> Self {
         Self {
             load: Load::default(),
             credit: Arc::new(Credit::new(Arc::clone(&around.room))),
             requests_max: around.requests_max,
             room: Arc::clone(&around.room),
             estimate: Mutex::default(),
+            rates: SharedRates::default(),
+            holding,
         }
     }
 

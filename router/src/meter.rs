@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use phalanx_proto::fault::Fault;
 use phalanx_proto::generate::{Delta, Event, Usage};
 
+use crate::dispatch::Expected;
 use crate::dispatch::credit::CreditGuard;
 use crate::dispatch::health::Trial;
 use crate::engine::{Engine, Kind};
@@ -21,8 +22,11 @@ pub(crate) struct Meter {
     metrics: Option<RouterMetrics>,
     received: Instant,
     sent: Instant,
-    /// Whether the prompt had the engine's prefill to itself, so that its time says how fast that is.
-    alone: bool,
+    expected: Expected,
+    /// What the engine said of the prompt: all its tokens, and those found in the cache.
+    prompt: Option<(u32, u32)>,
+    /// Whether the credit for the prompt is given back.
+    is_prefilled: bool,
     /// When each choice's latest tokens came.
     latest: Vec<Option<Instant>>,
     /// When the first token came.
@@ -34,14 +38,14 @@ pub(crate) struct Meter {
 // === impl Meter ===
 
 impl Meter {
-    /// A meter for a stream of `engine` that holds `credit`, of a request that was `received` then and is sent now.
+    /// A meter for a stream of `engine` that holds `credit`, of a request that was `received` then, is sent now and
+    /// is `expected` to be that much work.
     pub(crate) fn new(
         engine: Arc<Engine>,
         credit: CreditGuard,
         trial: Trial,
-        received: Instant,
+        (received, expected): (Instant, Expected),
     ) -> Self {
-        let alone = credit.is_only_prefill();
         Self {
             engine,
             credit,
@@ -49,7 +53,9 @@ impl Meter {
             metrics: None,
             received,
             sent: Instant::now(),
-            alone,
+            expected,
+            prompt: None,
+            is_prefilled: false,
             latest: Vec::new(),
             first: None,
             passed: 0,
@@ -85,12 +91,9 @@ impl Meter {
         self.trial.event(now);
         match event {
             Event::Started { prompt_tokens, cached_tokens, .. } => {
-                self.credit.prefill_done();
-                if self.alone {
-                    let computed = prompt_tokens.saturating_sub(*cached_tokens);
-                    let seconds = (now - self.sent).as_secs_f64();
-                    self.engine.learn(|estimate| estimate.observe_prefill(computed, seconds));
-                }
+                self.prompt = Some((*prompt_tokens, *cached_tokens));
+                let promised = self.expected.cached_tokens;
+                self.engine.holding().settle(promised, u64::from(*cached_tokens));
             }
             Event::Delta(delta) => self.observe_delta(delta, now),
             Event::Finished { .. } => {}
@@ -108,6 +111,13 @@ impl Meter {
 
     fn observe_delta(&mut self, delta: &Delta, now: Instant) {
         self.note_first(now);
+        if !self.is_prefilled {
+            self.is_prefilled = true;
+            self.credit.prefill_done();
+            if let Some((prompt_tokens, cached_tokens)) = self.prompt {
+                self.learn_prefill(prompt_tokens.saturating_sub(cached_tokens), now);
+            }
+        }
         let tokens = u32::try_from(delta.token_ids.len()).unwrap_or(u32::MAX);
         self.credit.decoded(tokens.into());
         // Choices are bounded by the API; a peer that numbers them past the bound teaches nothing.
@@ -141,15 +151,24 @@ impl Meter {
             return;
         };
         // What the prompt was is known only now; what it took, since the first token.
-        if let Some(first) = self.first.filter(|_| self.alone) {
-            let computed = usage.prompt_tokens.saturating_sub(usage.cached_tokens);
-            let seconds = (first - self.sent).as_secs_f64();
-            self.engine.learn(|estimate| estimate.observe_prefill(computed, seconds));
+        if let Some(first) = self.first {
+            self.learn_prefill(usage.prompt_tokens.saturating_sub(usage.cached_tokens), first);
         }
+        self.engine.holding().settle(self.expected.cached_tokens, usage.cached_tokens.into());
         self.used(usage);
     }
 
+    /// The first token came at `first`, with as many tokens of the prompt computed.
+    fn learn_prefill(&self, own: u32, first: Instant) {
+        let computed = self.expected.ahead_tokens + u64::from(own);
+        let seconds = (first - self.sent).as_secs_f64();
+        self.engine.learn(|estimate| estimate.observe_prefill(computed, seconds));
+    }
+
     fn used(&self, usage: Usage) {
+        let choices = u64::try_from(self.latest.len()).unwrap_or(1).max(1);
+        let answer = u64::from(usage.completion_tokens) / choices;
+        self.engine.learn(|estimate| estimate.observe_answer(answer));
         let Some(metrics) = &self.metrics else { return };
         metrics.count_tokens(&usage);
         if let Kind::Foreign(foreign) = &self.engine.kind {
@@ -182,7 +201,11 @@ impl Meter {
             if let Some(metrics) = &self.metrics {
                 metrics.inter_token.observe(step.as_secs_f64());
             }
-            self.engine.learn(|estimate| estimate.observe_step(step.as_secs_f64()));
+            // A step that computes prompts too says nothing of what sequences take.
+            if !self.engine.is_prefilling() {
+                let sequences = self.engine.requests();
+                self.engine.learn(|estimate| estimate.observe_step(sequences, step.as_secs_f64()));
+            }
         }
     }
 }

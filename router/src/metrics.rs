@@ -272,6 +272,7 @@ impl Collector for FleetGauges {
             ("workers_silent", "Workers connected that fell silent", (up - heard) as u64),
             ("foreign_engines_up", "Foreign engines that answer", foreign_up as u64),
             ("dispatched_requests", "Generations in progress at workers", dispatched),
+            ("prefix_index_bytes", "What the prefix index takes", fleet.index().bytes() as u64),
         ];
         for (name, help, value) in gauges {
             let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));

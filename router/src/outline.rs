@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use memchr::memchr2;
 use phalanx_proto::id::ModelName;
+use phalanx_proto::prefix::{ChunkHasher, Chunks, PromptKind};
 
 use crate::ask::MODEL_NAME_BYTES_MAX;
 
@@ -24,6 +25,8 @@ pub(crate) struct Outline {
     pub(crate) choices: u64,
     /// Whether the answer is asked for event by event.
     pub(crate) is_streamed: bool,
+    /// What the input may have in common with others', by its bytes as they stand there.
+    pub(crate) chunks: Chunks,
 }
 
 /// Reads JSON values one after the other.
@@ -39,6 +42,7 @@ impl Outline {
     pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
         let mut scanner = Scanner { bytes, at: 0 };
         let mut model = None;
+        let mut hasher = ChunkHasher::new(PromptKind::Text, "");
         let (mut user, mut input_bytes, mut choices) = (None, 0, 1);
         let mut is_streamed = false;
         let (mut max_tokens, mut max_completion_tokens) = (None, None);
@@ -55,6 +59,7 @@ impl Outline {
                     "user" => user = text(value).map(Cow::into_owned),
                     "messages" | "prompt" | "input" | "tools" | "query" | "documents" => {
                         input_bytes += value.len();
+                        hasher.bytes(value);
                     }
                     "stream" => is_streamed = value == b"true",
                     "n" => choices = number(value).unwrap_or(1),
@@ -82,6 +87,7 @@ impl Outline {
             max_tokens,
             choices,
             is_streamed,
+            chunks: hasher.finish(),
         })
     }
 }

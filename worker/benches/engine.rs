@@ -136,6 +136,7 @@ impl Subject {
                     end_tokens: Arc::from([]),
                     top_logprobs: None,
                     cache_salt: Arc::from(""),
+                    chunks: Arc::default(),
                 };
                 self.engine.submit(request).unwrap()
             })

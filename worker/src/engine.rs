@@ -5,9 +5,10 @@
 //! ```
 //!
 //! Reading order: [`handle`] (the outside), this file (the loop), [`scheduler`] (who runs), [`block_pool`]
-//! (who holds which KV block), [`sequence`], [`plan`], [`sampling`], [`config`].
+//! (who holds which KV block), [`chunks`] (what routers hear of that), [`sequence`], [`plan`], [`sampling`], [`config`].
 
 pub mod block_pool;
+pub mod chunks;
 pub mod config;
 pub mod handle;
 pub mod plan;
@@ -16,12 +17,14 @@ pub mod scheduler;
 pub mod sequence;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 use std::time::{Duration, Instant};
 
 use phalanx_proto::fault::{Fault, FaultCode};
 use tokio::sync::{mpsc, watch};
 
+use self::chunks::ChunkFeed;
 pub use self::config::{EngineConfig, EngineConfigError, KvSize, PrefixCaching, RawEngine};
 use self::handle::Mail;
 pub use self::handle::{
@@ -67,6 +70,7 @@ struct Engine<E> {
     streams: HashMap<SequenceId, mpsc::UnboundedSender<SequenceEvent>>,
     next_id: u64,
     load: watch::Sender<EngineLoad>,
+    chunks: Arc<ChunkFeed>,
     observer: StepObserver,
     /// Set when the executor failed: no later step can be right.
     broken: bool,
@@ -88,6 +92,7 @@ where
     let (sender, mail) = sync_channel(MAIL_MAX);
     let scheduler = Scheduler::new(config, blocks);
     let (load, load_seen) = watch::channel(scheduler.load());
+    let chunks = Arc::<ChunkFeed>::default();
     let engine = Engine {
         mail,
         scheduler,
@@ -95,11 +100,12 @@ where
         streams: HashMap::new(),
         next_id: 0,
         load,
+        chunks: Arc::clone(&chunks),
         observer,
         broken: false,
     };
     std::thread::Builder::new().name("engine".to_owned()).spawn(move || engine.run())?;
-    Ok(EngineHandle::new(sender, load_seen, config.sequences_max()))
+    Ok(EngineHandle::new(sender, load_seen, chunks, config.sequences_max()))
 }
 
 // === impl Engine ===
@@ -194,6 +200,7 @@ where
         for (id, progress) in self.scheduler.commit(&plan, drawn) {
             self.report(id, progress);
         }
+        self.chunks.apply(self.scheduler.take_chunk_changes());
         self.load.send_replace(self.scheduler.load());
         let executor = executed - planned;
         (self.observer)(StepReport {

@@ -62,7 +62,11 @@ mod tests {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo-llm");
         let text = Arc::new(Text::load(&folder).unwrap());
         let served = Served { name: "m".into(), context_tokens_max: 1, vocabulary: 1 };
-        seat.take(Seated::new(text, EngineHandle::new(mail, load.subscribe(), 1), served));
+        seat.take(Seated::new(
+            text,
+            EngineHandle::new(mail, load.subscribe(), Arc::default(), 1),
+            served,
+        ));
         assert_eq!(readiness.check(), Ok(()));
         for (state, expected) in
             [(MemberState::Draining, Err("draining")), (MemberState::Ready, Ok(()))]

@@ -22,6 +22,7 @@ use phalanx_chassis::drain::{Drain, Phase};
 use phalanx_proto::fault::{Fault, FaultCode};
 use phalanx_proto::generate::{Chat, Generate, Input};
 use phalanx_proto::id::{Epoch, ModelName};
+use phalanx_proto::prefix::{ChunkHash, ModelKey};
 use phalanx_proto::view::MemberState;
 use phalanx_proto::wire::{WireError, to_status};
 use phalanx_proto::{MESSAGE_BYTES_MAX, pb};
@@ -40,7 +41,8 @@ use self::generation::{Deadline, Generation};
 use self::load_feed::LoadFeed;
 use self::seat::OpenRequest;
 pub use self::seat::{Seat, Seated};
-use crate::text::Text;
+use crate::engine::chunks::ChunkEnd;
+use crate::text::{Prompt, Text};
 
 /// Requests open at once. Above the engine's default queue and batch together, so that the engine's refusal,
 /// which knows more, comes first; an open request costs a few KiB besides its prompt.
@@ -131,8 +133,8 @@ impl WorkerService {
         let Seated { text, engine, served, .. } = open.seated.as_ref();
         served.check_model(&generate.model)?;
         generate.validate()?;
-        let (generate, prompt) = tokenized(&open.seated, generate).await?;
-        let admitted = Admitted::new(generate, prompt, served, text)?;
+        let (generate, prompt, chunks) = tokenized(&open.seated, generate).await?;
+        let admitted = Admitted::new(generate, prompt, served, text)?.in_chunks(chunks);
         // For all choices at once: a stream that has begun is not refused for want of a place.
         let places = engine.reserve(admitted.sequences())?;
         let (admitted, choices) = beginnings(&open.seated, admitted).await?;
@@ -224,12 +226,17 @@ impl WorkerService {
     }
 }
 
-async fn tokenized(seated: &Seated, generate: Generate) -> Result<(Generate, Vec<u32>), Fault> {
+/// A request, the tokens of its prompt, and where in them its chunks end.
+type TokenizedPrompt = (Generate, Vec<u32>, Vec<ChunkEnd>);
+
+async fn tokenized(seated: &Seated, generate: Generate) -> Result<TokenizedPrompt, Fault> {
     let bytes = text_bytes(&generate.input);
     let context = seated.served.context_tokens_max;
     let prompt = move |text: &Text| {
-        let prompt = text.prompt(&generate.input, context)?;
-        Ok((generate, prompt))
+        let Prompt { ids, chunks } = text.prompt_in_chunks(&generate, context)?;
+        let key = ModelKey::new(&generate.model);
+        let end = |(hash, tokens): (ChunkHash, u32)| ChunkEnd { hash: hash.under(key), tokens };
+        Ok((generate, ids, chunks.into_iter().map(end).collect()))
     };
     seated.prompts.run(bytes, prompt).await
 }
@@ -318,6 +325,7 @@ impl pb::worker_server::Worker for WorkerService {
     ) -> Result<Response<Self::EventsStream>, Status> {
         let feed = LoadFeed {
             load: self.parts.seat.load(),
+            chunks: self.parts.seat.chunks(),
             standing: self.parts.standing.clone(),
             drain: self.parts.drain.clone(),
             closed: self.closed.subscribe(),

@@ -9,6 +9,7 @@
 
 mod detokenizer;
 mod folder;
+mod marks;
 mod python;
 mod stop;
 mod template;
@@ -19,7 +20,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use phalanx_proto::fault::{Fault, FaultCode};
-use phalanx_proto::generate::{Chat, Input};
+use phalanx_proto::generate::{Chat, Generate, Input};
+use phalanx_proto::prefix::{ChunkHash, Chunks};
 
 pub use self::detokenizer::{ChoiceText, Pushed};
 use self::folder::TokenizerConfig;
@@ -32,6 +34,15 @@ pub struct Text {
     vocabulary: Vocabulary,
     template: Option<ChatTemplate>,
     end_tokens: Arc<[u32]>,
+}
+
+/// A prompt in tokens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prompt {
+    /// The tokens.
+    pub ids: Vec<u32>,
+    /// The chunks of its bytes, and how many tokens there are up to the end of each.
+    pub chunks: Vec<(ChunkHash, u32)>,
 }
 
 /// Why a model folder's text side cannot be loaded.
@@ -136,12 +147,35 @@ impl Text {
     /// The template refuses the messages or there is none; a token id is unknown; the prompt is empty, or
     /// certainly too long.
     pub fn prompt(&self, input: &Input, tokens_max: u32) -> Result<Vec<u32>, Fault> {
+        self.laid_out(input, tokens_max).map(|(_, ids)| ids)
+    }
+
+    /// The tokens of a request's prompt as [`Self::prompt`] has them, and how many of them there are up to the end of
+    /// each of its chunks.
+    ///
+    /// # Errors
+    /// As [`Self::prompt`].
+    pub fn prompt_in_chunks(&self, generate: &Generate, tokens_max: u32) -> Result<Prompt, Fault> {
+        let (rendered, ids) = self.laid_out(&generate.input, tokens_max)?;
+        let (chunks, contents) = Chunks::with_contents(generate);
+        let token_bytes = ids.iter().map(|&id| self.vocabulary.token_bytes(id).len());
+        let ends = match &generate.input {
+            Input::Chat(chat) => marks::of_chat(chat, (&chunks, &contents), &rendered, token_bytes),
+            Input::Text(text) => marks::of_text(&chunks, text, token_bytes),
+            Input::Tokens(_) => marks::of_tokens(&chunks),
+        };
+        Ok(Prompt { ids, chunks: chunks.hashes.into_iter().zip(ends).collect() })
+    }
+
+    /// What the template makes of a conversation, empty for other prompts; and the prompt's tokens.
+    fn laid_out(&self, input: &Input, tokens_max: u32) -> Result<(String, Vec<u32>), Fault> {
+        let mut rendered = String::new();
         let ids = match input {
             // The template writes the special tokens itself.
             Input::Chat(chat) => {
-                let text = self.render(chat)?;
-                self.check_length("messages", &text, tokens_max)?;
-                self.encode(&text, false)?
+                rendered = self.render(chat)?;
+                self.check_length("messages", &rendered, tokens_max)?;
+                self.encode(&rendered, false)?
             }
             Input::Text(text) => {
                 self.check_length("prompt", text, tokens_max)?;
@@ -155,7 +189,7 @@ impl Text {
         if ids.is_empty() {
             return Err(Fault::invalid(param_of(input), "the prompt must hold at least one token"));
         }
-        Ok(ids)
+        Ok((rendered, ids))
     }
 
     /// The text that the chat template makes of `chat`.

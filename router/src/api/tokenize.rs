@@ -8,13 +8,14 @@ use bytes::BytesMut;
 use phalanx_proto::fault::{Fault, FaultCode};
 use phalanx_proto::id::ModelName;
 use phalanx_proto::pb;
+use phalanx_proto::prefix::Chunks;
 
 use super::openai::fields::Fields;
 use super::openai::{json, messages, parameters};
 use super::{Gateway, Incoming, body, json_response};
-use crate::dispatch::Choice;
 use crate::dispatch::cost::Work;
 use crate::dispatch::fleet::Eligible;
+use crate::dispatch::{Choice, Wanted};
 use crate::engine::native::{self, Native};
 use crate::engine::{Engine, Kind, Kinds};
 use crate::error::{Progress, RouterError};
@@ -145,12 +146,14 @@ impl Gateway {
     {
         self.name_model(&incoming.record, model);
         let draw = incoming.draw(model, user);
+        let chunks = Chunks::default();
+        let wanted = Wanted { work: Work::default(), answers: None, chunks: &chunks };
         let attempts = async {
             let mut excluded = Vec::new();
             let mut last = None;
             while excluded.len() < ATTEMPTS_MAX {
                 let eligible = Eligible { kinds: Kinds::NATIVE, excluded: &excluded };
-                let choice = match self.dispatch.choose(model, draw, Work::default(), eligible) {
+                let choice = match self.dispatch.choose(model, draw, wanted, eligible) {
                     Ok(choice) => choice,
                     Err(error) => return Err(last.unwrap_or(error)),
                 };

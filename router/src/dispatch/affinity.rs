@@ -9,6 +9,13 @@ pub(crate) fn draw(alias: &ModelName, key: Option<&str>, random: u64) -> u64 {
     key.map_or(random, |key| xxh3_64_with_seed(key.as_bytes(), xxh3_64(alias.as_str().as_bytes())))
 }
 
+/// A number that has nothing in common with its neighbours' (SplitMix64's).
+pub(crate) const fn mixed(number: u64) -> u64 {
+    let number = (number ^ (number >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let number = (number ^ (number >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    number ^ (number >> 31)
+}
+
 /// The index that `draw` falls on when each weight has its share of all numbers; none when they weigh nothing.
 /// A weight that grows takes draws from the others, and moves none between them.
 pub(crate) fn by_weight(weights: &[u32], draw: u64) -> Option<usize> {

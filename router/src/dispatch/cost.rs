@@ -1,23 +1,38 @@
 //! What a request would cost on each engine, in seconds, and which engine to take. Pure.
 //!
-//! `cost = prefill outstanding and asked / prefill rate + (decode asked + share * decode outstanding) * step`,
-//! with rates learnt per engine from what it did. What an engine did not show yet it is given from the fleet's
-//! best, so that it is tried; engines whose costs differ by less than the prediction's own error take turns.
+//! ```text
+//! cost = wait     prompts ahead of it      * seconds per token
+//!      + prefill  its tokens not cached    * seconds per token + what every prompt takes
+//!      + decode   tokens of its answer     * a step of the batch that it joins, which weighs less
+//!      + risk     what is cached, if it is * seconds per token, should it not be there
+//! ```
+//! What an engine did not show yet it is given from the fleet's best, so that it is tried. Costs that differ by less
+//! than the prediction's own error count as equal: of these the engines with the least left to compute remain, and
+//! of two of them, drawn by the request, the cheaper. So routers that know the same do not all go to one engine, and
+//! a prefix is given up only for what outweighs it: a hot one gets copies because the sum says so.
+//!
+//! The constants were tuned on simulated engines.
 
-/// Weight of the newest sample: the last ten or so decide.
-const LEARNING_SHARE: f64 = 0.2;
-/// How much a further sequence lengthens everybody's decode step, as a share of a step of its own:
-/// decode is bound by reading the weights, which a batch shares.
-const DECODE_SHARE: f64 = 0.25;
-/// Predictions are never trusted to better than this.
-const ERROR_MIN: f64 = 0.2;
-/// Nor are they worth nothing.
-const ERROR_MAX: f64 = 1.0;
-/// Shorter prompts are mostly a request's fixed cost, and say little of the rate.
-const PREFILL_TOKENS_LEARNT_MIN: u32 = 64;
-/// A small model on a CPU, for as long as no engine has reported anything.
-const RATES_UNKNOWN: Rates =
-    Rates { prefill_tokens_per_second: 1_000.0, step_seconds: 0.02, error: ERROR_MIN };
+use super::rates::{ERROR_MIN, Speed, real};
+
+/// A small model on a CPU, for as long as no engine has shown anything.
+const PREFILL_UNKNOWN: Speed = Speed { fixed: 0.0, each: 0.001, error: ERROR_MIN };
+const STEP_UNKNOWN: Speed = Speed { fixed: 0.015, each: 0.005, error: ERROR_MIN };
+/// How many times the mean error costs may differ by and count as equal. Less gives prefixes up for what is noise,
+/// and every prefix computed again pushes others out of the caches; more lets queues grow.
+const NEAR_ERRORS: f64 = 2.0;
+/// What a second of the answer counts beside one before its first token. A client that reads along feels the wait
+/// for the first token and little of what follows; and a batch that is larger now is not for the whole answer, as
+/// sequences end and new ones go where fewer are.
+const DECODE_WEIGHT: f64 = 0.1;
+/// Sizes at which engines' speeds are compared.
+const PROMPT_TYPICAL: f64 = 1000.0;
+const BATCH_TYPICAL: f64 = 8.0;
+/// Tokens an answer is expected to have for as long as no engine has given one.
+pub(crate) const ANSWER_TOKENS_UNKNOWN: u64 = 128;
+/// What is left to compute is known to no better than this: the rest of a prompt after its last chunk, and half
+/// a chunk of the answer before.
+const TOKENS_ALIKE: f64 = 192.0;
 
 /// What a request asks of an engine, as predicted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,125 +43,140 @@ pub(crate) struct Work {
     pub(crate) decode_tokens: u64,
 }
 
-/// How fast an engine is.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Rates {
-    prefill_tokens_per_second: f64,
-    step_seconds: f64,
-    /// Mean relative error of what these rates predicted.
-    error: f64,
-}
-
-/// One candidate: its work in progress and what is known of its speed.
-#[derive(Clone, Copy, Debug)]
+/// One candidate: its work in progress, what it holds of the prompt and what is known of its speed.
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Offer {
     pub(crate) outstanding: Work,
-    pub(crate) estimate: Estimate,
+    /// Sequences in progress.
+    pub(crate) sequences: u64,
+    /// Tokens of the prompt that are predicted to be in its cache.
+    pub(crate) cached_tokens: u64,
+    /// How far that is believed, up to 1.
+    pub(crate) confidence: f64,
+    pub(crate) prefill: Option<Speed>,
+    pub(crate) step: Option<Speed>,
+    /// What its answers come to.
+    pub(crate) answer_tokens: Option<f64>,
 }
 
-/// What an engine's past says of its speed.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Estimate {
-    prefill_seconds_per_token: Option<Mean>,
-    step_seconds: Option<Mean>,
-}
-
-/// An exponentially weighted mean and its mean relative deviation.
+/// The best speeds that any engine has shown.
 #[derive(Clone, Copy, Debug)]
-struct Mean {
-    value: f64,
-    deviation: f64,
+struct Fleet {
+    prefill: Speed,
+    step: Speed,
 }
 
-// === impl Estimate ===
-
-impl Estimate {
-    /// A prompt's `tokens` took `seconds` on an engine that had no other prompt to compute.
-    pub(crate) fn observe_prefill(&mut self, tokens: u32, seconds: f64) {
-        if tokens >= PREFILL_TOKENS_LEARNT_MIN {
-            observe(&mut self.prefill_seconds_per_token, seconds / f64::from(tokens));
-        }
-    }
-
-    /// A sequence waited `seconds` for its next token.
-    pub(crate) fn observe_step(&mut self, seconds: f64) {
-        observe(&mut self.step_seconds, seconds);
-    }
-
-    /// The rates, with what is not known yet taken from `fleet`.
-    fn rates(&self, fleet: Rates) -> Rates {
-        let error = |mean: Option<Mean>| mean.map_or(0.0, |mean| mean.deviation);
-        Rates {
-            prefill_tokens_per_second: self
-                .prefill_seconds_per_token
-                .map_or(fleet.prefill_tokens_per_second, |mean| 1.0 / mean.value),
-            step_seconds: self.step_seconds.map_or(fleet.step_seconds, |mean| mean.value),
-            error: error(self.prefill_seconds_per_token)
-                .max(error(self.step_seconds))
-                .clamp(ERROR_MIN, ERROR_MAX),
-        }
-    }
+/// The parts of a cost, in seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Terms {
+    pub(crate) wait: f64,
+    pub(crate) prefill: f64,
+    pub(crate) decode: f64,
+    pub(crate) risk: f64,
+    /// How far wait and prefill may be off.
+    pub(crate) error: f64,
+    /// Prompt tokens left to compute, as far as is believed.
+    pub(crate) uncached_tokens: f64,
 }
 
-fn observe(mean: &mut Option<Mean>, sample: f64) {
-    // A clock's resolution bounds what can be learnt; nothing takes no time at all.
-    let sample = sample.max(1e-9);
-    match mean {
-        None => *mean = Some(Mean { value: sample, deviation: ERROR_MAX }),
-        Some(mean) => {
-            let deviation = (sample - mean.value).abs() / mean.value;
-            mean.deviation += LEARNING_SHARE * (deviation.min(ERROR_MAX) - mean.deviation);
-            mean.value += LEARNING_SHARE * (sample - mean.value);
-        }
+/// The offer to take.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Pick {
+    pub(crate) index: usize,
+    pub(crate) terms: Terms,
+}
+
+// === impl Terms ===
+
+impl Terms {
+    /// What is compared.
+    pub(crate) fn seconds(&self) -> f64 {
+        self.first_token() + DECODE_WEIGHT * self.decode
+    }
+
+    /// When the first token is due.
+    pub(crate) fn first_token(&self) -> f64 {
+        self.wait + self.prefill + self.risk
     }
 }
 
 // === impl Offer ===
 
 impl Offer {
-    fn seconds(&self, work: Work, rates: Rates) -> f64 {
-        let prefill = self.outstanding.prefill_tokens.saturating_add(work.prefill_tokens);
-        let decode = real(work.decode_tokens) + DECODE_SHARE * real(self.outstanding.decode_tokens);
-        real(prefill) / rates.prefill_tokens_per_second + decode * rates.step_seconds
+    /// What `work` costs there.
+    fn terms(&self, work: Work, fleet: Fleet) -> Terms {
+        let (prefill, step) =
+            (self.prefill.unwrap_or(fleet.prefill), self.step.unwrap_or(fleet.step));
+        // Something has to be computed: the logits of the last token.
+        let cached = self.cached_tokens.min(work.prefill_tokens.saturating_sub(1));
+        let uncached = real(work.prefill_tokens - cached);
+        let doubted = real(cached) * (1.0 - self.confidence);
+        let (wait, own) =
+            (real(self.outstanding.prefill_tokens) * prefill.each, prefill.seconds(uncached));
+        let batch = real(self.sequences + 1);
+        Terms {
+            wait,
+            prefill: own,
+            decode: real(work.decode_tokens) * step.seconds(batch),
+            risk: doubted * prefill.each,
+            error: prefill.error * (wait + own),
+            uncached_tokens: uncached + doubted,
+        }
     }
 }
 
-/// The index of the offer to take; `rotation` (a counter) decides among those too close to tell apart.
-pub(crate) fn choose(offers: &[Offer], work: Work, rotation: usize) -> Option<usize> {
-    let fleet = best_rates(offers);
-    let costs: Vec<(f64, Rates)> = offers
-        .iter()
-        .map(|offer| {
-            let rates = offer.estimate.rates(fleet);
-            (offer.seconds(work, rates), rates)
-        })
-        .collect();
-    let (least, rates) =
-        costs.iter().copied().min_by(|(left, _), (right, _)| left.total_cmp(right))?;
-    let limit = least * (1.0 + rates.error);
-    let near = || costs.iter().enumerate().filter(|(_, (cost, _))| *cost <= limit);
-    let turn = rotation % near().count().max(1);
-    near().nth(turn).map(|(index, _)| index)
-}
-
-/// The best of each rate that any engine has shown.
-fn best_rates(offers: &[Offer]) -> Rates {
-    let least = |mean: fn(&Estimate) -> Option<Mean>| {
-        let known = offers.iter().filter_map(|offer| mean(&offer.estimate));
-        known.map(|mean| mean.value).min_by(f64::total_cmp)
-    };
-    Rates {
-        prefill_tokens_per_second: least(|estimate| estimate.prefill_seconds_per_token)
-            .map_or(RATES_UNKNOWN.prefill_tokens_per_second, |seconds| 1.0 / seconds),
-        step_seconds: least(|estimate| estimate.step_seconds).unwrap_or(RATES_UNKNOWN.step_seconds),
-        ..RATES_UNKNOWN
+/// What an answer is expected to come to, in tokens.
+pub(crate) fn answer_tokens(offers: &[Offer]) -> u64 {
+    let known = || offers.iter().filter_map(|offer| offer.answer_tokens);
+    let count = known().count();
+    if count == 0 {
+        return ANSWER_TOKENS_UNKNOWN;
     }
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a mean of counts")]
+    let mean = (known().sum::<f64>() / real(count as u64)) as u64;
+    mean.max(1)
 }
 
-/// Token counts are far below 2^52, where the conversion would begin to round.
-#[expect(clippy::cast_precision_loss, reason = "see the function's own doc")]
-const fn real(tokens: u64) -> f64 {
-    tokens as f64
+/// What everything costs on each of `offers`.
+pub(crate) fn price(offers: &[Offer], work: Work) -> Vec<Terms> {
+    let fleet = Fleet::of(offers);
+    offers.iter().map(|offer| offer.terms(work, fleet)).collect()
+}
+
+/// The one to take of what [`price`] found; `draw`, a number of the request's own, decides among equals.
+pub(crate) fn choose(prices: &[Terms], draw: u64) -> Option<Pick> {
+    let least = prices.iter().min_by(|left, right| left.seconds().total_cmp(&right.seconds()))?;
+    let limit = least.seconds() + NEAR_ERRORS * least.error;
+    let near = || prices.iter().enumerate().filter(|(_, terms)| terms.seconds() <= limit);
+    let fewest = near().map(|(_, terms)| terms.uncached_tokens).fold(f64::INFINITY, f64::min);
+    let alike = || near().filter(|(_, terms)| terms.uncached_tokens <= fewest + TOKENS_ALIKE);
+    let count = alike().count().max(1) as u64;
+    // Two different ones, unless there is but one.
+    let first = draw % count;
+    let second = (first + 1 + (draw >> 32) % (count - 1).max(1)) % count;
+    let drawn = [first, second].map(|turn| alike().nth(usize::try_from(turn).unwrap_or(0)));
+    let (index, terms) = drawn
+        .into_iter()
+        .flatten()
+        .min_by(|(_, left), (_, right)| left.seconds().total_cmp(&right.seconds()))?;
+    Some(Pick { index, terms: *terms })
+}
+
+// === impl Fleet ===
+
+impl Fleet {
+    fn of(offers: &[Offer]) -> Self {
+        let fastest = |speed: fn(&Offer) -> Option<Speed>, size: f64, unknown: Speed| {
+            let known = offers.iter().filter_map(speed);
+            let by_time =
+                |left: &Speed, right: &Speed| left.seconds(size).total_cmp(&right.seconds(size));
+            known.min_by(by_time).unwrap_or(unknown)
+        };
+        Self {
+            prefill: fastest(|offer| offer.prefill, PROMPT_TYPICAL, PREFILL_UNKNOWN),
+            step: fastest(|offer| offer.step, BATCH_TYPICAL, STEP_UNKNOWN),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -155,102 +185,105 @@ mod tests {
 
     use super::*;
 
-    const WORK: Work = Work { prefill_tokens: 100, decode_tokens: 50 };
+    const WORK: Work = Work { prefill_tokens: 2000, decode_tokens: 50 };
+    const SPEED: Speed = Speed { fixed: 0.0, each: 0.0001, error: ERROR_MIN };
+    const STEP: Speed = Speed { fixed: 0.01, each: 0.0003, error: ERROR_MIN };
 
-    fn offer(prefill_tokens: u64, decode_tokens: u64) -> Offer {
-        Offer { outstanding: Work { prefill_tokens, decode_tokens }, estimate: Estimate::default() }
+    fn offer(prefill_tokens: u64, sequences: u64) -> Offer {
+        let outstanding = Work { prefill_tokens, decode_tokens: sequences * 25 };
+        let (prefill, step) = (Some(SPEED), Some(STEP));
+        Offer { outstanding, sequences, prefill, step, confidence: 1.0, ..Offer::default() }
     }
 
-    fn learnt(tokens_per_second: f64, step_seconds: f64) -> Estimate {
-        let mut estimate = Estimate::default();
-        for _ in 0..100 {
-            estimate.observe_prefill(1_000, 1_000.0 / tokens_per_second);
-            estimate.observe_step(step_seconds);
-        }
-        estimate
+    fn chosen(offers: &[Offer], draw: u64) -> Option<usize> {
+        choose(&price(offers, WORK), draw).map(|pick| pick.index)
     }
 
     #[test]
     fn nobody_is_chosen_from_nothing() {
-        assert_eq!(choose(&[], WORK, 0), None);
+        assert_eq!(choose(&[], 0), None);
     }
 
     #[test]
-    fn idle_equals_take_turns() {
-        let offers = [offer(0, 0), offer(0, 0), offer(0, 0)];
-        let chosen: Vec<_> = (0..6).filter_map(|turn| choose(&offers, WORK, turn)).collect();
-        assert_eq!(chosen, [0, 1, 2, 0, 1, 2]);
+    fn idle_equals_are_drawn_evenly() {
+        let offers = [offer(0, 0); 4];
+        let mut counts = [0; 4];
+        for draw in 0..4000_u64 {
+            let draw = draw.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+            counts[chosen(&offers, draw).unwrap()] += 1;
+        }
+        assert!(counts.iter().all(|count| (800..1200).contains(count)), "{counts:?}");
     }
 
     #[test]
-    fn the_busy_engine_is_spared_whatever_the_turn() {
-        let offers = [offer(4_000, 2_000), offer(0, 0)];
-        for turn in 0..4 {
-            assert_eq!(choose(&offers, WORK, turn), Some(1));
+    fn the_busy_engine_is_spared_whatever_is_drawn() {
+        let offers = [offer(40_000, 20), offer(0, 0)];
+        for draw in 0..4 {
+            assert_eq!(chosen(&offers, draw), Some(1));
         }
     }
 
     #[test]
     fn a_fast_busy_engine_beats_a_slow_idle_one() {
-        let fast = Offer { estimate: learnt(50_000.0, 0.005), ..offer(1_000, 100) };
-        let slow = Offer { estimate: learnt(500.0, 0.1), ..offer(0, 0) };
-        assert_eq!(choose(&[slow, fast], WORK, 0), Some(1));
+        let slow = Offer {
+            prefill: Some(Speed { each: 0.01, ..SPEED }),
+            step: Some(Speed { fixed: 0.5, ..STEP }),
+            ..offer(0, 0)
+        };
+        assert_eq!(chosen(&[slow, offer(1000, 4)], 0), Some(1));
     }
 
     #[test]
     fn an_engine_that_never_served_is_tried() {
-        let known = Offer { estimate: learnt(50_000.0, 0.001), ..offer(0, 0) };
-        let fresh = offer(0, 0);
-        let chosen: Vec<_> =
-            (0..2).filter_map(|turn| choose(&[known, fresh], WORK, turn)).collect();
-        assert_eq!(chosen, [0, 1]);
+        let fresh = Offer { prefill: None, step: None, ..offer(0, 0) };
+        let counts = (0..100).filter_map(|draw| chosen(&[offer(0, 0), fresh], draw << 7 | draw));
+        assert!(counts.clone().any(|index| index == 0) && counts.clone().any(|index| index == 1));
     }
 
     #[test]
-    fn an_engine_that_saw_only_short_prompts_is_not_judged_by_them() {
-        let known = Offer { estimate: learnt(50_000.0, 0.01), ..offer(0, 0) };
-        let mut estimate = Estimate::default();
-        estimate.observe_prefill(2, 0.01);
-        estimate.observe_step(0.01);
-        let short = Offer { estimate, ..offer(0, 0) };
-        let long_prompt = Work { prefill_tokens: 4_000, decode_tokens: 4 };
-        let chosen = |turn| choose(&[known, short], long_prompt, turn);
-        assert_eq!((chosen(0), chosen(1)), (Some(0), Some(1)));
+    fn a_cached_prompt_goes_to_its_holder_until_waiting_there_costs_more() {
+        let holder = |ahead| Offer { cached_tokens: 1900, ..offer(ahead, 2) };
+        assert_eq!(chosen(&[offer(0, 0), holder(0), offer(0, 0)], 7), Some(1));
+        assert_eq!(chosen(&[offer(0, 0), holder(1000), offer(0, 0)], 7), Some(1));
+        assert_ne!(chosen(&[offer(0, 0), holder(4000), offer(0, 0)], 7), Some(1));
+    }
+
+    #[test]
+    fn what_is_not_believed_is_worth_less() {
+        let doubted = Offer { cached_tokens: 1900, confidence: 0.1, ..offer(1000, 2) };
+        assert_eq!(chosen(&[offer(0, 0), doubted], 7), Some(0));
     }
 
     proptest! {
         #[test]
         fn the_choice_is_never_worse_than_the_best_by_more_than_the_error(
-            engines in prop::collection::vec((0u64..100_000, 0u64..100_000, 1.0f64..1e5, 1e-4f64..1.0), 1..40),
-            rotation in any::<usize>(),
+            engines in prop::collection::vec((0u64..100_000, 0u64..100, 0u64..2000, 0.0f64..=1.0), 1..40),
+            draw in any::<u64>(),
         ) {
             let offers: Vec<_> = engines.iter()
-                .map(|&(prefill, decode, rate, step)| Offer { estimate: learnt(rate, step), ..offer(prefill, decode) })
+                .map(|&(prefill, sequences, cached_tokens, confidence)|
+                    Offer { cached_tokens, confidence, ..offer(prefill, sequences) })
                 .collect();
-            let chosen = choose(&offers, WORK, rotation).unwrap();
-            let cost = |offer: &Offer| offer.seconds(WORK, offer.estimate.rates(RATES_UNKNOWN));
-            let least = offers.iter().map(cost).fold(f64::INFINITY, f64::min);
-            prop_assert!(cost(&offers[chosen]) <= least * (1.0 + ERROR_MAX));
+            let prices = price(&offers, WORK);
+            let pick = choose(&prices, draw).unwrap();
+            let least = prices.iter().min_by(|l, r| l.seconds().total_cmp(&r.seconds())).unwrap();
+            prop_assert!(pick.terms.seconds() <= least.seconds() + NEAR_ERRORS * least.error);
+            prop_assert_eq!(pick.terms, prices[pick.index]);
         }
 
         #[test]
-        fn learning_ends_near_what_was_seen(step in 1e-4f64..10.0, start in 1e-4f64..10.0) {
-            let mut estimate = Estimate::default();
-            estimate.observe_step(start);
-            for _ in 0..200 {
-                estimate.observe_step(step);
-            }
-            let rates = estimate.rates(RATES_UNKNOWN);
-            prop_assert!((rates.step_seconds - step).abs() <= step * 0.01);
-            prop_assert!(rates.error <= ERROR_MIN + 1e-6);
-        }
-
-        #[test]
-        fn more_outstanding_work_never_costs_less(prefill in 0u64..1 << 40, decode in 0u64..1 << 40, more in 1u64..1 << 20) {
-            let rates = RATES_UNKNOWN;
-            let base = offer(prefill, decode).seconds(WORK, rates);
-            prop_assert!(offer(prefill + more, decode).seconds(WORK, rates) >= base);
-            prop_assert!(offer(prefill, decode + more).seconds(WORK, rates) >= base);
+        fn more_work_never_costs_less_and_more_cached_never_more(
+            prefill in 0u64..1 << 40, sequences in 0u64..1 << 20, more in 1u64..1 << 20, cached in 0u64..1999,
+        ) {
+            let fleet = Fleet { prefill: SPEED, step: STEP };
+            let cost = |prefill, sequences, cached_tokens| {
+                let offer = Offer { cached_tokens, ..offer(prefill, sequences) };
+                offer.terms(WORK, fleet).seconds()
+            };
+            let base = cost(prefill, sequences, cached);
+            prop_assert!(cost(prefill + more, sequences, cached) >= base);
+            prop_assert!(cost(prefill, sequences + more, cached) >= base);
+            prop_assert!(cost(prefill, sequences, cached + 1) <= base);
         }
     }
 }

@@ -56,11 +56,6 @@ impl CreditGuard {
         Self { credit, left: work }
     }
 
-    /// Whether no other request of ours has a prompt to compute on this engine.
-    pub(crate) fn is_only_prefill(&self) -> bool {
-        self.credit.prefill_tokens.load(Ordering::Relaxed) <= self.left.prefill_tokens
-    }
-
     /// The prompt is computed.
     pub(crate) fn prefill_done(&mut self) {
         let done = std::mem::take(&mut self.left.prefill_tokens);

@@ -11,6 +11,7 @@ use phalanx_proto::view::{AliasTarget, ClusterView, MemberRole, MemberState};
 use super::affinity::by_weight;
 use super::health::Admission;
 use super::pace::{Usual, WorkClass};
+use super::prefix_index::PrefixIndex;
 use crate::engine::foreign::Foreign;
 use crate::engine::hearing::WakingClock;
 use crate::engine::{Engine, Kinds, Surroundings};
@@ -283,6 +284,11 @@ impl Fleet {
                 }
             }
         }
+    }
+
+    /// What the engines' caches hold.
+    pub(crate) fn index(&self) -> &PrefixIndex {
+        &self.around.index
     }
 
     /// What the engines' silence is counted by.

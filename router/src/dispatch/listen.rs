@@ -1,5 +1,5 @@
-//! Moves the clock that silence is counted by, tells operators who fell silent or hangs and who is well again, and
-//! compares the pace of engines.
+//! Moves the clock that silence is counted by, tells operators who fell silent or hangs and who is well again,
+//! compares the pace of engines, and lets what is known of their caches grow old.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,11 +11,14 @@ use crate::engine::hearing::{Condition, TICK_EVERY};
 
 /// How often engines are compared with their peers: often enough to eject a slow one within seconds.
 const COMPARE_EVERY: Duration = Duration::from_millis(500);
+/// Every so many ticks, once a second, engines' mirrors forget what is old.
+const TICKS_TO_FORGET: u32 = 40;
 
 /// Listens for as long as the router runs.
 pub(crate) async fn listen(fleet: Arc<ArcSwap<Fleet>>) {
     let mut last = Instant::now();
     let mut compared = last;
+    let mut ticks = 0_u32;
     loop {
         tokio::time::sleep(TICK_EVERY).await;
         let now = Instant::now();
@@ -26,6 +29,8 @@ pub(crate) async fn listen(fleet: Arc<ArcSwap<Fleet>>) {
             compared = now;
             fleet.eject_slow(now);
         }
+        ticks = ticks.wrapping_add(1);
+        let forgets = ticks.is_multiple_of(TICKS_TO_FORGET);
         for engine in fleet.engines() {
             let worker = &engine.identity;
             match engine.note_condition() {
@@ -35,6 +40,9 @@ pub(crate) async fn listen(fleet: Arc<ArcSwap<Fleet>>) {
                 }
                 Some(Condition::Well) => tracing::info!(%worker, "worker is well again"),
                 None => {}
+            }
+            if forgets {
+                engine.holding().forget_old(now);
             }
         }
     }

@@ -26,6 +26,7 @@ use tokio::sync::Notify;
 use self::pool::Pool;
 use super::{Books, Identity, Served, Surroundings};
 use crate::config::foreign::{ForeignConfig, Price};
+use crate::dispatch::prefix_index::holding::Holding;
 
 /// Ids of foreign engines have this bit, which no log index reaches: they are never taken for members'.
 const FOREIGN_ID: u64 = 1 << 63;
@@ -60,7 +61,7 @@ impl Foreign {
         };
         Self {
             identity: Identity { id, name: config.name.as_str().into() },
-            books: Arc::new(Books::new(around)),
+            books: Arc::new(Books::new(around, Holding::guessed(&around.index))),
             price: config.price,
             pool: Pool::new(config.host.clone(), config.port),
             is_up: AtomicBool::new(false),

@@ -43,6 +43,8 @@ enum LinkError {
     Events(#[from] Status),
     #[error("event stream ended")]
     Ended,
+    #[error("changes {known} to {since} of the prefix cache were lost")]
+    PrefixGap { known: u64, since: u64 },
     #[error("worker is at epoch {got}, registered at {expected}")]
     Epoch { expected: u64, got: u64 },
 }
@@ -139,6 +141,11 @@ fn apply(engine: &Engine, worker: &Native, event: &pb::WorkerEvent) -> Result<()
     }
     match &event.event {
         Some(pb::worker_event::Event::Load(load)) => engine.report(load),
+        Some(pb::worker_event::Event::Prefix(changes)) => {
+            // The stream begins anew, with a snapshot.
+            let lost = |(known, since)| LinkError::PrefixGap { known, since };
+            engine.holding().follow(changes).map_err(lost)?;
+        }
         // A kind of event that a newer worker sends.
         None => {}
     }

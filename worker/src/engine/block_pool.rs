@@ -14,7 +14,13 @@ use std::collections::HashMap;
 use phalanx_kernels::batch::BLOCK_TOKENS;
 use xxhash_rust::xxh3::xxh3_128;
 
+use super::chunks::{ChunkChange, ChunkEnd};
 use super::config::{PrefixCaching, blocks_for};
+use phalanx_proto::prefix::ChunkHash;
+
+/// Chunks that may end in one block. A prompt has one in eight blocks; more come from prompts of the same tokens
+/// that were put differently.
+const BLOCK_CHUNKS_MAX: usize = 4;
 
 /// A block of the KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -49,6 +55,8 @@ struct Block {
     holders: u32,
     /// What the block holds, when it can be found by it.
     content: Option<Content>,
+    /// The chunks that end in it, while it can be found.
+    chunks: Vec<ChunkHash>,
     /// Neighbours in the free list, when free.
     previous: Option<BlockId>,
     next: Option<BlockId>,
@@ -71,6 +79,8 @@ pub struct BlockPool {
     free: usize,
     oldest: Option<BlockId>,
     newest: Option<BlockId>,
+    /// What became of chunks since this was last asked for.
+    changes: Vec<ChunkChange>,
 }
 
 // === impl BlockTable ===
@@ -104,6 +114,7 @@ impl BlockPool {
             free: 0,
             oldest: None,
             newest: None,
+            changes: Vec::new(),
         };
         for id in 0..total {
             pool.push_free(BlockId(id));
@@ -159,9 +170,7 @@ impl BlockPool {
         for _ in 0..wanted {
             let id = self.oldest.expect("the free count was checked above");
             self.unlink(id);
-            if let Some(content) = self.block_mut(id).content.take() {
-                self.cached.remove(&content.hash);
-            }
+            self.forget(id);
             self.block_mut(id).holders = 1;
             table.blocks.push(id);
         }
@@ -185,6 +194,28 @@ impl BlockPool {
                 self.block_mut(id).content = Some(Content { hash, parent, tokens: *chunk });
             }
         }
+    }
+
+    /// Ties chunks to the findable blocks that hold their ends, of the tokens from `from` to `to`.
+    pub fn tie(&mut self, table: &BlockTable, chunks: &[ChunkEnd], from: usize, to: usize) {
+        let begin = chunks.partition_point(|chunk| chunk.tokens as usize <= from);
+        for chunk in chunks[begin..].iter().take_while(|chunk| chunk.tokens as usize <= to) {
+            let Some(hash) = table.hashes.get((chunk.tokens as usize - 1) / BLOCK_TOKENS) else {
+                return;
+            };
+            // It may be another table's block that is found for these tokens.
+            let Some(&id) = self.cached.get(hash) else { continue };
+            let held = &mut self.block_mut(id).chunks;
+            if held.len() < BLOCK_CHUNKS_MAX && !held.contains(&chunk.hash) {
+                held.push(chunk.hash);
+                self.changes.push(ChunkChange::Tied(chunk.hash));
+            }
+        }
+    }
+
+    /// What became of chunks since this was last called.
+    pub fn take_chunk_changes(&mut self) -> Vec<ChunkChange> {
+        std::mem::take(&mut self.changes)
     }
 
     /// Takes a table's blocks back. The tail is freed first, so that it is evicted before the prefix it needs.
@@ -220,6 +251,14 @@ impl BlockPool {
             self.unlink(id);
         }
         self.block_mut(id).holders += 1;
+    }
+
+    /// Makes a block's contents unfindable.
+    fn forget(&mut self, id: BlockId) {
+        let Some(content) = self.block_mut(id).content.take() else { return };
+        self.cached.remove(&content.hash);
+        let chunks = std::mem::take(&mut self.block_mut(id).chunks);
+        self.changes.extend(chunks.into_iter().map(ChunkChange::Untied));
     }
 
     fn push_free(&mut self, id: BlockId) {
@@ -268,7 +307,12 @@ fn chain(parent: BlockHash, tokens: &[u32; BLOCK_TOKENS]) -> BlockHash {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::engine::chunks::ChunkFeed;
 
     fn tokens(count: u32) -> Vec<u32> {
         (0..count).collect()
@@ -346,5 +390,59 @@ mod tests {
         assert_eq!(pool.free(), 3);
         pool.release(second);
         assert_eq!(pool.free(), 4);
+    }
+
+    /// What a router knows after all that `pool` told so far.
+    fn told(feed: &ChunkFeed, pool: &mut BlockPool) -> BTreeSet<ChunkHash> {
+        feed.apply(pool.take_chunk_changes());
+        feed.news(None).stored.into_iter().collect()
+    }
+
+    /// A chunk ends every 24 tokens of prompt `family`, so in the middle of blocks and at their ends.
+    fn chunk_ends(family: u32, tokens: u32) -> Vec<ChunkEnd> {
+        let hash = |tokens| ChunkHash(u64::from(family) << 32 | u64::from(tokens));
+        (1..=tokens / 24)
+            .map(|chunk| ChunkEnd { hash: hash(24 * chunk), tokens: 24 * chunk })
+            .collect()
+    }
+
+    proptest! {
+        /// Whatever is computed, found again and evicted: what is told is what can be found.
+        #[test]
+        fn chunks_are_told_as_held_while_the_blocks_of_their_ends_can_be_found(
+            prompts in prop::collection::vec((0u32..6, 1u32..200, 1usize..40), 1..60)
+        ) {
+            let (mut pool, feed) = (BlockPool::new(14, PrefixCaching::On), ChunkFeed::default());
+            for (family, length, step) in prompts {
+                let prompt: Vec<u32> = (0..length).map(|token| family * 1000 + token).collect();
+                let ends = chunk_ends(family, length);
+                let mut table = pool.match_prefix(&prompt, "");
+                let mut computed = table.blocks().len() * BLOCK_TOKENS;
+                pool.grow(&mut table, prompt.len()).unwrap();
+                pool.tie(&table, &ends, 0, computed);
+                while computed < prompt.len() {
+                    let tied = computed - computed % BLOCK_TOKENS;
+                    computed = (computed + step).min(prompt.len());
+                    pool.cache_computed(&mut table, &prompt, computed);
+                    pool.tie(&table, &ends, tied, computed);
+                }
+                pool.release(table);
+                let told = told(&feed, &mut pool);
+                for family in 0..6 {
+                    let prompt: Vec<u32> = (0..201).map(|token| family * 1000 + token).collect();
+                    let mut parent = BlockHash(xxh3_128(b""));
+                    let (blocks, _) = prompt.as_chunks::<BLOCK_TOKENS>();
+                    let found: Vec<bool> = blocks.iter().map(|tokens| {
+                        parent = chain(parent, tokens);
+                        pool.cached.contains_key(&parent)
+                    }).collect();
+                    for ChunkEnd { hash, tokens } in chunk_ends(family, 192) {
+                        let is_told = told.contains(&hash);
+                        let is_found = found[(tokens as usize - 1) / BLOCK_TOKENS];
+                        prop_assert_eq!(is_told, is_found, "{} {}", family, tokens);
+                    }
+                }
+            }
+        }
     }
 }

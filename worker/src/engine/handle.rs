@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::Duration;
 
+use super::chunks::{ChunkEnd, ChunkFeed};
 use phalanx_kernels::sample::Logprobs;
 use phalanx_proto::fault::{Fault, FaultCode};
 use phalanx_proto::generate::Sampling;
@@ -30,6 +31,8 @@ pub struct SequenceRequest {
     pub top_logprobs: Option<u32>,
     /// Separates prefix caches.
     pub cache_salt: Arc<str>,
+    /// Where the prompt's chunks end, in order.
+    pub chunks: Arc<[ChunkEnd]>,
 }
 
 /// What the engine tells of a sequence: `Started` once, then `Token`s, the last with `finish`; or `Failed`.
@@ -97,6 +100,7 @@ pub(crate) enum Mail {
 pub struct EngineHandle {
     mail: SyncSender<Mail>,
     load: watch::Receiver<EngineLoad>,
+    chunks: Arc<ChunkFeed>,
     places: Arc<Semaphore>,
     places_max: u32,
 }
@@ -134,9 +138,16 @@ impl EngineHandle {
     pub(crate) fn new(
         mail: SyncSender<Mail>,
         load: watch::Receiver<EngineLoad>,
+        chunks: Arc<ChunkFeed>,
         places_max: u32,
     ) -> Self {
-        Self { mail, load, places: Arc::new(Semaphore::new(places_max as usize)), places_max }
+        Self {
+            mail,
+            load,
+            chunks,
+            places: Arc::new(Semaphore::new(places_max as usize)),
+            places_max,
+        }
     }
 
     /// Room for `sequences`, all or none, so that a request of several choices is refused before it begins or
@@ -184,6 +195,11 @@ impl EngineHandle {
     /// The load after the latest step, and a way to wait for the next.
     pub fn load(&self) -> watch::Receiver<EngineLoad> {
         self.load.clone()
+    }
+
+    /// What its prefix cache holds.
+    pub const fn chunks(&self) -> &Arc<ChunkFeed> {
+        &self.chunks
     }
 
     /// Ends the engine thread after its current step.

@@ -7,10 +7,12 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use phalanx_kernels::batch::BLOCK_TOKENS;
 use phalanx_kernels::sample::{Logprobs, Sampled};
 use phalanx_proto::fault::{Fault, FaultCode};
 
 use super::block_pool::BlockPool;
+use super::chunks::ChunkChange;
 use super::config::{EngineConfig, blocks_for};
 use super::handle::{EngineLoad, SequenceRequest, TokenFinish};
 use super::plan::StepPlan;
@@ -141,9 +143,12 @@ impl Scheduler {
                 index += 1;
                 continue;
             };
+            // A chunk's end is tied once its whole block is computed.
+            let tied = running.computed - running.computed % BLOCK_TOKENS;
             running.computed += share.tokens;
-            let tokens = &running.sequence.tokens;
+            let Waiting { tokens, request, .. } = &running.sequence;
             self.pool.cache_computed(&mut running.table, tokens, running.computed);
+            self.pool.tie(&running.table, &request.chunks, tied, running.computed);
             let outcome = if share.draws { drawn.next() } else { None };
             let outcome = outcome.map(|sampled| settle(&mut running.sequence, sampled));
             let ended = !matches!(outcome, None | Some(Progress::Drew { finish: None, .. }));
@@ -172,6 +177,11 @@ impl Scheduler {
             preemptions_total: self.preemptions,
             steps_total: self.steps,
         }
+    }
+
+    /// What became of the prefix cache's chunks since this was last called.
+    pub fn take_chunk_changes(&mut self) -> Vec<ChunkChange> {
+        self.pool.take_chunk_changes()
     }
 
     /// Each running sequence gets its next tokens: the oldest first, decodes before the budget for chunks.
@@ -242,7 +252,7 @@ impl Scheduler {
             let Some(waiting) = self.waiting.pop_front() else { return };
             let salt = &waiting.request.cache_salt;
             let mut table = self.pool.match_prefix(&waiting.tokens, salt);
-            let computed = table.blocks().len() * phalanx_kernels::batch::BLOCK_TOKENS;
+            let computed = table.blocks().len() * BLOCK_TOKENS;
             let needed = blocks_for(waiting.tokens.len()) - table.blocks().len();
             let reserve =
                 if self.running.is_empty() { 0 } else { self.pool.total().div_ceil(WATERMARK) };
@@ -255,6 +265,8 @@ impl Scheduler {
                 self.waiting.push_front(waiting);
                 return;
             }
+            // What is found may have been computed for a prompt that was put differently, or as an answer.
+            self.pool.tie(&table, &waiting.request.chunks, 0, computed);
             let mut running = Running { sequence: waiting, table, computed };
             if !running.sequence.started {
                 running.sequence.started = true;

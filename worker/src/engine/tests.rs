@@ -52,6 +52,7 @@ impl Fixture {
             end_tokens: Arc::from([100]),
             top_logprobs: None,
             cache_salt: Arc::from(""),
+            chunks: Arc::default(),
         };
         self.engine.submit(request).unwrap()
     }

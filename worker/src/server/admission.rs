@@ -7,6 +7,7 @@ use phalanx_proto::generate::{Generate, Stopping};
 use phalanx_proto::id::ModelName;
 
 use crate::engine::SequenceRequest;
+use crate::engine::chunks::ChunkEnd;
 use crate::engine::sampling::choice_seed;
 use crate::text::{Text, param_of};
 
@@ -29,6 +30,7 @@ pub(super) struct Admitted {
     max_tokens: u32,
     end_tokens: Arc<[u32]>,
     cache_salt: Arc<str>,
+    chunks: Arc<[ChunkEnd]>,
 }
 
 impl Admitted {
@@ -51,10 +53,16 @@ impl Admitted {
         Ok(Self {
             end_tokens: end_tokens(&generate.stopping, text),
             cache_salt: generate.cache_salt.as_str().into(),
+            chunks: Arc::default(),
             prompt: prompt.into(),
             max_tokens,
             generate,
         })
+    }
+
+    /// The same, with a prompt whose chunks end there.
+    pub(super) fn in_chunks(self, chunks: Vec<ChunkEnd>) -> Self {
+        Self { chunks: chunks.into(), ..self }
     }
 
     /// The tokens of one choice that were generated elsewhere.
@@ -96,6 +104,7 @@ impl Admitted {
             end_tokens: Arc::clone(&self.end_tokens),
             top_logprobs: self.generate.top_logprobs,
             cache_salt: Arc::clone(&self.cache_salt),
+            chunks: Arc::clone(&self.chunks),
         }
     }
 }

@@ -8,6 +8,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use super::admission::Served;
 use super::text_jobs::TextJobs;
 use super::{OPEN_REQUESTS_MAX, RETRY_AFTER};
+use crate::engine::chunks::ChunkFeed;
 use crate::engine::{EngineHandle, EngineLoad};
 use crate::text::Text;
 
@@ -100,6 +101,12 @@ impl Seat {
     pub fn load(&self) -> watch::Receiver<EngineLoad> {
         let seated = self.seated.borrow();
         seated.as_ref().map_or_else(|| self.idle.subscribe(), |seated| seated.engine.load())
+    }
+
+    /// What the prefix cache of the model in service now holds; with none, nothing for ever.
+    pub(super) fn chunks(&self) -> Arc<ChunkFeed> {
+        let seated = self.seated.borrow();
+        seated.as_ref().map_or_else(Arc::default, |seated| Arc::clone(seated.engine.chunks()))
     }
 
     pub(super) fn open(&self) -> Result<OpenRequest, Fault> {

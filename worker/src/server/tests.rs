@@ -81,7 +81,7 @@ fn parts() -> (ServiceParts, UnboundedReceiver<Submitted>, Handles) {
     let standing = watch::Sender::new(standing);
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo-llm");
     let text = Arc::new(Text::load(&folder).unwrap());
-    let engine = EngineHandle::new(mail, load_seen, PLACES);
+    let engine = EngineHandle::new(mail, load_seen, Arc::default(), PLACES);
     let name = ModelName::from("demo");
     let served = Served { name, context_tokens_max: CONTEXT, vocabulary: 3072 };
     let seat = Seat::default();

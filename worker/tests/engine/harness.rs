@@ -133,6 +133,7 @@ pub(crate) fn greedy(prompt: &[u32], max_tokens: u32) -> SequenceRequest {
         end_tokens: Arc::from([2, 0]),
         top_logprobs: None,
         cache_salt: Arc::from(""),
+        chunks: Arc::default(),
     }
 }
 

@@ -31,6 +31,7 @@ fn request(prompt: Vec<u32>, max_tokens: u32) -> SequenceRequest {
         end_tokens: Arc::from([END]),
         top_logprobs: None,
         cache_salt: Arc::from(""),
+        chunks: Arc::default(),
     }
 }
 

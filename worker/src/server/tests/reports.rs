@@ -31,6 +31,7 @@ async fn load_reports_are_numbered_within_an_epoch_and_come_without_news_too() {
     let closed = watch::Sender::new(false);
     let feed = LoadFeed {
         load: parts.seat.load(),
+        chunks: parts.seat.chunks(),
         standing: parts.standing.clone(),
         drain: parts.drain.clone(),
         closed: closed.subscribe(),
