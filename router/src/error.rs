@@ -139,14 +139,6 @@ impl RouterError {
         }
     }
 
-    /// What the worker said, if one failed.
-    pub(crate) const fn fault(&self) -> Option<&Fault> {
-        match self {
-            Self::Worker { fault, .. } => Some(fault),
-            _ => None,
-        }
-    }
-
     /// The HTTP status, also of an error inside a stream whose status is long sent.
     pub(crate) fn status(&self) -> StatusCode {
         self.verdict().status
@@ -295,6 +287,14 @@ impl IntoResponse for RouterError {
 // === impl Refusal ===
 
 impl Refusal {
+    /// The same, as a worker would say it. A date to come back at is not understood.
+    pub(crate) fn fault(&self) -> Fault {
+        let seconds = self.retry_after.as_ref().and_then(|after| after.to_str().ok());
+        let after = seconds.and_then(|seconds| seconds.trim().parse().ok());
+        let retry_after = after.map(Duration::from_secs);
+        Fault { retry_after, ..Fault::new(FaultCode::Overloaded, "has no room") }
+    }
+
     /// The engine's own answer.
     fn response(&self) -> Response {
         let mut response = (self.status, self.body.clone()).into_response();

@@ -162,13 +162,13 @@ async fn a_refusal_of_the_request_is_the_clients_and_one_for_want_of_room_is_tri
         let (answer, ()) = tokio::join!(cluster.chat(""), async {
             for _ in 0..2 {
                 let call = either(&mut servers).await.1;
-                call.answer(status, &[("retry-after", "7")], r#"{"error":"full"}"#);
+                call.answer(status, &[("retry-after", "1")], r#"{"error":"full"}"#);
             }
         });
         assert_eq!(answer.status, expected);
         if status == expected {
             assert_eq!(answer.text, r#"{"error":"full"}"#);
-            assert_eq!(answer.header("retry-after"), Some("7"));
+            assert_eq!(answer.header("retry-after"), Some("1"));
         }
     }
     cluster.assert_idle().await;

@@ -93,10 +93,11 @@ pub(crate) async fn pass(
     mut meter: Meter,
 ) -> Result<PassedResponse, RouterError> {
     let begun = exchange::begin(&engine, form, &placement.model, metadata).await;
-    let Begun { status, headers, body } = begun.inspect_err(|error| {
-        if let Some(fault) = error.fault() {
-            meter.failed(fault);
-        }
+    let Begun { status, headers, body } = begun.inspect_err(|error| match error {
+        RouterError::Worker { fault, .. } => meter.failed(fault),
+        // It is spared for as long as it asks for.
+        RouterError::Busy(refusal) => meter.failed(&refusal.fault()),
+        _ => {}
     })?;
     let state = match body {
         BegunBody::Whole(bytes) => {
