@@ -68,8 +68,11 @@ pub(super) fn unplaced(view: &ClusterView) -> Vec<String> {
         let (ready, others): (Vec<&Group>, Vec<&Group>) = groups
             .partition(|group| group.state == GroupState::Ready && deployment.is_as_wanted(group));
         let replicas = deployment.replicas as usize;
-        // What does not serve as wanted has to give way to what could.
-        let available = offered - held + others.iter().map(ranks).sum::<usize>();
+        // What does not serve as wanted has to give way to what could; but what serves stays as long as nobody has
+        // served the revision that is wanted.
+        let is_known = view.knows(&deployment.name, &deployment.revision);
+        let gives_way = |group: &&&Group| is_known || group.state != GroupState::Ready;
+        let available = offered - held + others.iter().filter(gives_way).map(ranks).sum::<usize>();
         let could_serve = ready.len() < replicas && available >= deployment.tp as usize;
         let has_too_many = ready.len() > replicas
             || (ready.len() == replicas && others.iter().any(|group| group.is_live()));
