@@ -133,8 +133,7 @@ impl Announcer {
 
     /// Tries for ever: control may come back at any time.
     async fn register(&self) -> Registered {
-        let seed = u64::from(std::process::id());
-        let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX, seed);
+        let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX, self.control.jitter());
         loop {
             let registration = self.registration.borrow().clone();
             let address = registration.address.clone();

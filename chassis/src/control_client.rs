@@ -45,6 +45,8 @@ pub struct ControlClient {
     nodes: Arc<Nodes>,
     /// What its process is to the cluster; none for operators and what is no member.
     role: Option<MemberRole>,
+    /// Sets its pauses apart from those of other processes.
+    jitter: u64,
 }
 
 /// A registration that holds.
@@ -99,13 +101,24 @@ impl ControlClient {
     where
         U: AsRef<str>,
     {
-        Nodes::new(urls, connect).map(|nodes| Self { nodes: Arc::new(nodes), role: None })
+        let jitter = u64::from(std::process::id());
+        Nodes::new(urls, connect).map(|nodes| Self { nodes: Arc::new(nodes), role: None, jitter })
+    }
+
+    /// The same client with pauses that `jitter` decides, for what must run alike in every process.
+    #[must_use]
+    pub fn with_jitter(self, jitter: u64) -> Self {
+        Self { jitter, ..self }
     }
 
     /// The client of a router, which alone is shown who may use the cluster.
     #[must_use]
     pub fn as_router(self) -> Self {
         Self { role: Some(MemberRole::Router), ..self }
+    }
+
+    pub(crate) const fn jitter(&self) -> u64 {
+        self.jitter
     }
 
     /// Whether its watches show who may use the cluster.
@@ -184,7 +197,7 @@ impl ControlClient {
         change: Change,
     ) -> Result<ViewIndex, Fault> {
         let submit = || self.submit(client, sequence, change.clone());
-        persist(wait_max, submit, is_passing).await
+        persist(wait_max, self.jitter, submit, is_passing).await
     }
 
     /// The view with every write in it that was answered before; waits out an election for up to `wait_max`.
@@ -193,7 +206,7 @@ impl ControlClient {
     /// As the last node that was tried answered.
     pub async fn read_view(&self, wait_max: Duration) -> Result<ViewReading, Fault> {
         let read = || self.read_view_once(false);
-        persist(wait_max, read, is_between_leaders).await
+        persist(wait_max, self.jitter, read, is_between_leaders).await
     }
 
     /// The view as the first node that answers has it, which may lag behind. Needs no leader.
@@ -244,7 +257,7 @@ impl ControlClient {
             _ => None,
         };
         let call = || self.change_group(change.clone());
-        match (persist(wait_max, call, is_passing).await, leaving) {
+        match (persist(wait_max, self.jitter, call, is_passing).await, leaving) {
             (Err(fault), Some(node)) if fault.param.as_deref() == Some(GROUP_NODE) => Ok(node),
             (changed, _) => changed,
         }

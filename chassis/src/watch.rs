@@ -53,11 +53,6 @@ pub struct ViewWatch {
 impl ViewWatch {
     /// Starts to follow the view on the current runtime. `file` is where the view outlives the process.
     pub fn start(client: ControlClient, file: Option<PathBuf>) -> Self {
-        Self::start_jittered(client, file, u64::from(std::process::id()))
-    }
-
-    /// As [`ViewWatch::start`]; `seed` sets the jitter of the waits apart from other processes'.
-    pub fn start_jittered(client: ControlClient, file: Option<PathBuf>, seed: u64) -> Self {
         let now = Instant::now();
         let is_routers = client.is_routers();
         let saved = file.as_deref().and_then(|file| file::load(file, is_routers));
@@ -71,6 +66,7 @@ impl ViewWatch {
         );
         let (sender, view) = watch::channel(Arc::new(saved.clone()));
         let last_event = Arc::new(Mutex::new(heard));
+        let backoff = Backoff::new(RETRY_FIRST, RETRY_MAX, client.jitter());
         let following = Following {
             client,
             file,
@@ -78,7 +74,7 @@ impl ViewWatch {
             last_event: Arc::clone(&last_event),
             follower: Follower::new(saved),
             unsaved: false,
-            backoff: Backoff::new(RETRY_FIRST, RETRY_MAX, seed),
+            backoff,
             saved_at: now,
         };
         Self { view, last_event, task: tokio::spawn(following.run()) }

@@ -39,7 +39,8 @@ impl ControlClient {
         let deadline = Instant::now() + wait_max;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let parts = persist(left, || self.open_backup(false), is_between_leaders).await?;
+            let parts =
+                persist(left, self.jitter, || self.open_backup(false), is_between_leaders).await?;
             match receive(parts).await {
                 Err(fault) if Instant::now() + BEGIN_AGAIN_AFTER < deadline => {
                     tracing::debug!(%fault, "a backup broke off, beginning it again");

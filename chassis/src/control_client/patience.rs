@@ -14,9 +14,10 @@ const ASK_AGAIN_FIRST: Duration = Duration::from_millis(100);
 /// Between later ones: what nodes without a leader ask for.
 const ASK_AGAIN_MAX: Duration = Duration::from_secs(1);
 
-/// Asks until the answer is good or final, or the time is up.
+/// Asks until the answer is good or final, or the time is up. `jitter` tells clients apart that ask side by side.
 pub(super) async fn persist<T, F>(
     wait_max: Duration,
+    jitter: u64,
     attempt: impl Fn() -> F,
     is_worth_asking_again: impl Fn(&Fault) -> bool,
 ) -> Result<T, Fault>
@@ -24,7 +25,7 @@ where
     F: Future<Output = Result<T, Fault>>,
 {
     let deadline = Instant::now() + wait_max;
-    let mut backoff = Backoff::new(ASK_AGAIN_FIRST, ASK_AGAIN_MAX, std::process::id().into());
+    let mut backoff = Backoff::new(ASK_AGAIN_FIRST, ASK_AGAIN_MAX, jitter);
     loop {
         let mut fault = match timeout_at(deadline, attempt()).await {
             Ok(Err(fault)) if is_worth_asking_again(&fault) => fault,
@@ -70,7 +71,7 @@ mod tests {
             let turn = asked.fetch_add(1, Ordering::Relaxed).min(answers.len() - 1);
             std::future::ready(answers[turn].map_err(|code| Fault::new(code, code.as_str())))
         };
-        let answer = persist(Duration::from_secs(1), attempt, is_passing).await;
+        let answer = persist(Duration::from_secs(1), 1, attempt, is_passing).await;
         (answer.map_err(|fault| fault.message), asked.into_inner())
     }
 

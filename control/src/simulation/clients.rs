@@ -55,7 +55,7 @@ impl Client {
         hosts.rotate_left(first);
         let urls: Vec<String> = hosts.into_iter().map(Network::url).collect();
         let connect = |endpoint: &_| self.network.channel(self.host, endpoint, Line::Service);
-        ControlClient::with_connect(&urls, connect).unwrap()
+        ControlClient::with_connect(&urls, connect).unwrap().with_jitter(rng.random())
     }
 
     pub(super) fn rng(&self) -> SmallRng {
@@ -103,7 +103,7 @@ pub(super) async fn worker(client: Client) {
         }],
         capacity: Capacity { devices: DEVICES, memory_bytes: 1 << 30 },
     };
-    let watch = ViewWatch::start_jittered(client.control(&mut rng), None, rng.random());
+    let watch = ViewWatch::start(client.control(&mut rng), None);
     loop {
         let asked = Asked::Register { address: address.clone(), instance: instance.clone() };
         let call = client.history.began(asked);
@@ -141,7 +141,7 @@ async fn heartbeats(client: &Client, control: &ControlClient, registered: &Regis
 pub(super) async fn router(client: Client) {
     let mut rng = client.rng();
     let control = client.control(&mut rng);
-    let watch = ViewWatch::start_jittered(control, None, rng.random());
+    let watch = ViewWatch::start(control, None);
     let follower = async {
         let mut view = watch.view();
         while view.changed().await.is_ok() {
