@@ -6,6 +6,7 @@
 
 pub mod announce;
 pub mod backoff;
+pub mod chunk_feed;
 pub mod config;
 pub mod control_client;
 pub mod drain;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use phalanx_chassis::chunk_feed::ChunkChange;
 use phalanx_proto::prefix::ChunkHash;
 
 use crate::prompt::CHUNK_TOKENS;
@@ -15,6 +16,8 @@ pub struct PrefixCache {
     /// The same the other way round: the first is the next to go.
     by_use: BTreeMap<u64, ChunkHash>,
     clock: u64,
+    /// What came and went since this was asked last.
+    changes: Vec<ChunkChange>,
 }
 
 // === impl PrefixCache ===
@@ -23,7 +26,13 @@ impl PrefixCache {
     /// A cache of at most `tokens`.
     pub fn new(tokens: u64) -> Self {
         let chunks_max = usize::try_from(tokens / u64::from(CHUNK_TOKENS)).unwrap_or(usize::MAX);
-        Self { chunks_max, used: HashMap::new(), by_use: BTreeMap::new(), clock: 0 }
+        Self {
+            chunks_max,
+            used: HashMap::new(),
+            by_use: BTreeMap::new(),
+            clock: 0,
+            changes: Vec::new(),
+        }
     }
 
     /// How many leading chunks of a prompt are there; they count as used now.
@@ -40,7 +49,13 @@ impl PrefixCache {
         while self.used.len() > self.chunks_max {
             let Some((_, chunk)) = self.by_use.pop_first() else { return };
             self.used.remove(&chunk);
+            self.changes.push(ChunkChange::Untied(chunk));
         }
+    }
+
+    /// What came and went since this was asked last, in order.
+    pub fn take_changes(&mut self) -> Vec<ChunkChange> {
+        std::mem::take(&mut self.changes)
     }
 
     /// Tokens held.
@@ -52,8 +67,11 @@ impl PrefixCache {
     fn touch(&mut self, prompt: &[ChunkHash]) {
         for &chunk in prompt.iter().rev() {
             self.clock += 1;
-            if let Some(before) = self.used.insert(chunk, self.clock) {
-                self.by_use.remove(&before);
+            match self.used.insert(chunk, self.clock) {
+                Some(before) => {
+                    self.by_use.remove(&before);
+                }
+                None => self.changes.push(ChunkChange::Tied(chunk)),
             }
             self.by_use.insert(self.clock, chunk);
         }
@@ -76,7 +94,10 @@ mod tests {
         assert_eq!(cache.find(&chunks([1, 2, 3])), 3);
         cache.keep(&chunks([20])); // in place of 10
         assert_eq!(cache.find(&chunks([10])), 0);
+        cache.take_changes();
         cache.keep(&chunks([30])); // in place of 3, the end of the prefix
+        let changes = cache.take_changes();
+        assert_eq!(changes, [ChunkChange::Tied(ChunkHash(30)), ChunkChange::Untied(ChunkHash(3))]);
         assert_eq!(cache.find(&chunks([1, 2, 3])), 2);
         assert_eq!(cache.tokens(), 4 * u64::from(CHUNK_TOKENS));
     }

@@ -11,6 +11,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use phalanx_chassis::chunk_feed::ChunkChange;
 use serde::Serialize;
 
 use crate::cache::PrefixCache;
@@ -222,6 +223,11 @@ impl Engine {
     /// What sequences have come to since this was asked last.
     pub fn take_news(&mut self) -> Vec<(SequenceId, Progress)> {
         std::mem::take(&mut self.news)
+    }
+
+    /// What came into and went from the prefix cache since this was asked last, in order.
+    pub fn take_chunk_changes(&mut self) -> Vec<ChunkChange> {
+        self.cache.take_changes()
     }
 
     /// Makes the steps that begin from now on this many times as long.

@@ -13,6 +13,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
+use phalanx_chassis::chunk_feed::{ChunkChange, ChunkFeed};
+use phalanx_proto::id::ModelName;
+use phalanx_proto::prefix::ModelKey;
 use serde::Serialize;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
@@ -37,6 +40,9 @@ struct Shared {
     open: watch::Sender<u64>,
     /// Requests answered without the core.
     instant: AtomicU64,
+    /// The prefix cache, as routers know its chunks.
+    chunks: ChunkFeed,
+    key: ModelKey,
 }
 
 #[derive(Debug)]
@@ -98,8 +104,8 @@ pub struct Running {
 // === impl SimEngine ===
 
 impl SimEngine {
-    /// An engine that has nothing to do.
-    pub fn new(pace: Pace) -> Self {
+    /// An engine of `model` that has nothing to do.
+    pub fn new(pace: Pace, model: &ModelName) -> Self {
         let state = State {
             core: Engine::new(pace),
             listeners: HashMap::new(),
@@ -114,6 +120,8 @@ impl SimEngine {
             changed: Notify::new(),
             open: watch::Sender::new(0),
             instant: AtomicU64::new(0),
+            chunks: ChunkFeed::default(),
+            key: ModelKey::new(model),
         }))
     }
 
@@ -123,7 +131,7 @@ impl SimEngine {
             let wake_at = {
                 let mut state = self.0.state.lock();
                 state.core.advance(self.now());
-                state.tell();
+                self.tell(&mut state);
                 state.core.wake_at()
             };
             let due = async {
@@ -179,7 +187,7 @@ impl SimEngine {
         let id = state.core.submit(self.now(), work)?;
         let (sender, progress) = watch::channel(start);
         state.listeners.insert(id, sender);
-        state.tell();
+        self.tell(&mut state);
         drop(state);
         self.0.changed.notify_one();
         Ok(Running { engine: self.clone(), id, progress, answer_tokens })
@@ -222,6 +230,29 @@ impl SimEngine {
         }
     }
 
+    /// The prefix cache, for those who follow it.
+    pub fn chunks(&self) -> &ChunkFeed {
+        &self.0.chunks
+    }
+
+    /// Passes the core's news on. Who is not there any more needs none.
+    fn tell(&self, state: &mut State) {
+        for (id, progress) in state.core.take_news() {
+            if let Some(listener) = state.listeners.get(&id) {
+                listener.send_replace(progress);
+            }
+        }
+        let changes = state.core.take_chunk_changes();
+        if !changes.is_empty() {
+            let key = self.0.key;
+            // Under the core's lock, so that followers hear changes in their order.
+            self.0.chunks.apply(changes.into_iter().map(|change| match change {
+                ChunkChange::Tied(chunk) => ChunkChange::Tied(chunk.under(key)),
+                ChunkChange::Untied(chunk) => ChunkChange::Untied(chunk.under(key)),
+            }));
+        }
+    }
+
     fn abort(&self, id: SequenceId) {
         let mut state = self.0.state.lock();
         state.listeners.remove(&id);
@@ -235,19 +266,6 @@ impl SimEngine {
 
     fn now(&self) -> Duration {
         self.0.origin.elapsed()
-    }
-}
-
-// === impl State ===
-
-impl State {
-    /// Passes the core's news on. Who is not there any more needs none.
-    fn tell(&mut self) {
-        for (id, progress) in self.core.take_news() {
-            if let Some(listener) = self.listeners.get(&id) {
-                listener.send_replace(progress);
-            }
-        }
     }
 }
 
@@ -293,7 +311,7 @@ mod tests {
     use crate::prompt::Canonical;
 
     fn engine(prefill_rate: f64) -> SimEngine {
-        SimEngine::new(Pace {
+        let pace = Pace {
             prefill_rate,
             decode_base: Duration::from_millis(1),
             decode_per_sequence: Duration::ZERO,
@@ -302,7 +320,8 @@ mod tests {
             waiting_max: 1,
             cache_tokens: 4096,
             speed: 1.0,
-        })
+        };
+        SimEngine::new(pace, &ModelName::from("sim"))
     }
 
     fn work(answer_tokens: u32) -> Work {

@@ -115,7 +115,7 @@ impl Simulated {
             context_tokens: config.context_tokens,
             kv_tokens: pace.cache_tokens,
         };
-        let engine = SimEngine::new(pace);
+        let engine = SimEngine::new(pace, &served.model);
         // Checked with the configuration.
         let _ = engine.set_faults(config.faults);
         let serving = Bound::to(&config.address(index)).await?;

@@ -244,6 +244,8 @@ impl pb::worker_server::Worker for NativeService {
             closed: self.closed.subscribe(),
             epoch: Epoch::default(),
             sequence: 0,
+            changes: None,
+            due: VecDeque::new(),
         };
         let reports = stream::unfold(reporter, |mut reporter| async {
             let report = reporter.next().await?;
@@ -318,39 +320,53 @@ struct Reporter {
     closed: watch::Receiver<bool>,
     epoch: Epoch,
     sequence: u64,
+    /// How many changes of the prefix cache were told; none: no snapshot was yet.
+    changes: Option<u64>,
+    /// What is told before the next look.
+    due: VecDeque<pb::worker_event::Event>,
 }
 
 // === impl Reporter ===
 
 impl Reporter {
-    /// A report at once, then twice as often as routers must hear one; `None` when there will be no more.
+    /// The load and the whole prefix cache at once, then the load twice as often as routers must hear it, and what
+    /// changed in the cache; `None` when there will be no more.
     async fn next(&mut self) -> Option<pb::WorkerEvent> {
-        if self.sequence > 0 {
-            let ended = self.closed.wait_for(|closed| *closed);
-            if timeout(REPORT_EVERY / 2, ended).await.is_ok() {
-                return None;
+        if self.due.is_empty() {
+            if self.changes.is_some() {
+                let ended = self.closed.wait_for(|closed| *closed);
+                if timeout(REPORT_EVERY / 2, ended).await.is_ok() {
+                    return None;
+                }
             }
+            self.look();
         }
+        let event = self.due.pop_front()?;
+        self.sequence += 1;
+        let (worker_epoch, sequence) = (self.epoch.0, self.sequence);
+        Some(pb::WorkerEvent { worker_epoch, sequence, event: Some(event) })
+    }
+
+    /// The load, and what changed in the prefix cache.
+    fn look(&mut self) {
         let epoch = self.standing.borrow().epoch;
         if epoch != self.epoch {
             self.epoch = epoch;
             self.sequence = 0;
         }
-        self.sequence += 1;
         let load = self.engine.load();
         let held = load.held_tokens.div_ceil(BLOCK_TOKENS).min(self.blocks);
         let count = |blocks: u64| u32::try_from(blocks).unwrap_or(u32::MAX);
-        Some(pb::WorkerEvent {
-            worker_epoch: epoch.0,
-            sequence: self.sequence,
-            event: Some(pb::worker_event::Event::Load(pb::Load {
-                running: load.running,
-                waiting: load.waiting,
-                prefill_backlog_tokens: load.prefill_backlog_tokens,
-                kv_blocks_free: count(self.blocks - held),
-                kv_blocks_total: count(self.blocks),
-                draining: is_draining(&self.drain, &self.standing),
-            })),
-        })
+        self.due.push_back(pb::worker_event::Event::Load(pb::Load {
+            running: load.running,
+            waiting: load.waiting,
+            prefill_backlog_tokens: load.prefill_backlog_tokens,
+            kv_blocks_free: count(self.blocks - held),
+            kv_blocks_total: count(self.blocks),
+            draining: is_draining(&self.drain, &self.standing),
+        }));
+        let news = self.engine.chunks().news(self.changes);
+        self.changes = Some(news.until);
+        self.due.extend(news.messages().into_iter().map(pb::worker_event::Event::Prefix));
     }
 }

@@ -8,7 +8,6 @@
 //! (who holds which KV block), [`chunks`] (what routers hear of that), [`sequence`], [`plan`], [`sampling`], [`config`].
 
 pub mod block_pool;
-pub mod chunks;
 pub mod config;
 pub mod handle;
 pub mod plan;
@@ -21,10 +20,10 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 use std::time::{Duration, Instant};
 
+use phalanx_chassis::chunk_feed::ChunkFeed;
 use phalanx_proto::fault::{Fault, FaultCode};
 use tokio::sync::{mpsc, watch};
 
-use self::chunks::ChunkFeed;
 pub use self::config::{EngineConfig, EngineConfigError, KvSize, PrefixCaching, RawEngine};
 use self::handle::Mail;
 pub use self::handle::{

@@ -41,7 +41,7 @@ use self::generation::{Deadline, Generation};
 use self::load_feed::LoadFeed;
 use self::seat::OpenRequest;
 pub use self::seat::{Seat, Seated};
-use crate::engine::chunks::ChunkEnd;
+use crate::engine::block_pool::ChunkEnd;
 use crate::text::{Prompt, Text};
 
 /// Requests open at once. Above the engine's default queue and batch together, so that the engine's refusal,

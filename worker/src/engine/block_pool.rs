@@ -11,12 +11,12 @@
 
 use std::collections::HashMap;
 
+use phalanx_chassis::chunk_feed::ChunkChange;
 use phalanx_kernels::batch::BLOCK_TOKENS;
+use phalanx_proto::prefix::ChunkHash;
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::chunks::{ChunkChange, ChunkEnd};
 use super::config::{PrefixCaching, blocks_for};
-use phalanx_proto::prefix::ChunkHash;
 
 /// Chunks that may end in one block. A prompt has one in eight blocks; more come from prompts of the same tokens
 /// that were put differently.
@@ -38,6 +38,15 @@ pub struct OutOfBlocksError {
     pub wanted: usize,
     /// There.
     pub free: usize,
+}
+
+/// Where in a prompt a chunk ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChunkEnd {
+    /// The chunk, under its model's key.
+    pub hash: ChunkHash,
+    /// Tokens of the prompt up to its end, at least 1.
+    pub tokens: u32,
 }
 
 /// The blocks one sequence holds, in order. Goes back to the pool by [`BlockPool::release`], and by nothing
@@ -309,10 +318,10 @@ fn chain(parent: BlockHash, tokens: &[u32; BLOCK_TOKENS]) -> BlockHash {
 mod tests {
     use std::collections::BTreeSet;
 
+    use phalanx_chassis::chunk_feed::ChunkFeed;
     use proptest::prelude::*;
 
     use super::*;
-    use crate::engine::chunks::ChunkFeed;
 
     fn tokens(count: u32) -> Vec<u32> {
         (0..count).collect()

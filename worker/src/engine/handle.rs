@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::Duration;
 
-use super::chunks::{ChunkEnd, ChunkFeed};
+use super::block_pool::ChunkEnd;
+use phalanx_chassis::chunk_feed::ChunkFeed;
 use phalanx_kernels::sample::Logprobs;
 use phalanx_proto::fault::{Fault, FaultCode};
 use phalanx_proto::generate::Sampling;

@@ -12,11 +12,11 @@ use phalanx_kernels::sample::{Logprobs, Sampled};
 use phalanx_proto::fault::{Fault, FaultCode};
 
 use super::block_pool::BlockPool;
-use super::chunks::ChunkChange;
 use super::config::{EngineConfig, blocks_for};
 use super::handle::{EngineLoad, SequenceRequest, TokenFinish};
 use super::plan::StepPlan;
 use super::sequence::{Running, SequenceId, Waiting};
+use phalanx_chassis::chunk_feed::ChunkChange;
 
 /// Share of the pool kept free when a sequence is admitted, so that those already running can grow a while
 /// before somebody is preempted: one part in this many.

@@ -7,7 +7,7 @@ use phalanx_proto::generate::{Generate, Stopping};
 use phalanx_proto::id::ModelName;
 
 use crate::engine::SequenceRequest;
-use crate::engine::chunks::ChunkEnd;
+use crate::engine::block_pool::ChunkEnd;
 use crate::engine::sampling::choice_seed;
 use crate::text::{Text, param_of};
 

@@ -5,22 +5,18 @@ use std::time::Duration;
 
 use futures::stream::{self, Stream, StreamExt as _};
 use phalanx_chassis::announce::Standing;
+use phalanx_chassis::chunk_feed::ChunkFeed;
 use phalanx_chassis::drain::{Drain, Phase};
 use phalanx_proto::id::Epoch;
-use phalanx_proto::prefix::ChunkHash;
 use phalanx_proto::view::MemberState;
 use phalanx_proto::{REPORT_EVERY, pb};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::engine::EngineLoad;
-use crate::engine::chunks::{ChunkFeed, ChunkNews};
 
 /// Reports are at least this far apart: a router that predicts from them gains nothing from more.
 const REPORT_GAP_MIN: Duration = Duration::from_millis(50);
-
-/// Most chunks told in one message: half a MiB, so that reports of the load are not held up by more.
-const MESSAGE_CHUNKS_MAX: usize = 64 << 10;
 
 /// One follower's view of the load.
 #[derive(Debug)]
@@ -99,7 +95,7 @@ impl Reporter {
         });
         let news = self.feed.chunks.news(self.changes);
         self.changes = Some(news.until);
-        let prefix = messages(&news).into_iter().map(pb::worker_event::Event::Prefix);
+        let prefix = news.messages().into_iter().map(pb::worker_event::Event::Prefix);
         std::iter::once(load)
             .chain(prefix)
             .map(|event| {
@@ -108,47 +104,5 @@ impl Reporter {
                 pb::WorkerEvent { worker_epoch, sequence, event: Some(event) }
             })
             .collect()
-    }
-}
-
-/// What says `news`: nothing when there are none or nothing was ever stored, and more than one message when there
-/// are many.
-fn messages(news: &ChunkNews) -> Vec<pb::PrefixChanges> {
-    if news.since == news.until && (!news.is_snapshot || news.until == 0) {
-        return Vec::new();
-    }
-    let hashes = |chunks: &[ChunkHash]| chunks.iter().map(|chunk| chunk.0).collect();
-    let mut parts = news.stored.chunks(MESSAGE_CHUNKS_MAX);
-    let mut messages = vec![pb::PrefixChanges {
-        since: news.since,
-        until: news.until,
-        snapshot: news.is_snapshot,
-        evicted: hashes(&news.evicted),
-        stored: parts.next().map_or_else(Vec::new, hashes),
-    }];
-    let (since, until) = (news.until, news.until);
-    messages.extend(parts.map(|part| pb::PrefixChanges {
-        since,
-        until,
-        stored: hashes(part),
-        ..pb::PrefixChanges::default()
-    }));
-    messages
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_large_snapshot_is_told_in_parts_that_follow_each_other() {
-        let stored: Vec<_> = (0..2 * MESSAGE_CHUNKS_MAX as u64 + 1).map(ChunkHash).collect();
-        let news = ChunkNews { since: 9, until: 9, is_snapshot: true, evicted: Vec::new(), stored };
-        let parts = messages(&news);
-        let shapes: Vec<_> =
-            parts.iter().map(|it| (it.since, it.until, it.snapshot, it.stored.len())).collect();
-        let most = MESSAGE_CHUNKS_MAX;
-        assert_eq!(shapes, [(9, 9, true, most), (9, 9, false, most), (9, 9, false, 1)]);
-        assert!(messages(&ChunkNews { is_snapshot: false, stored: Vec::new(), ..news }).is_empty());
     }
 }

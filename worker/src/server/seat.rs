@@ -8,9 +8,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use super::admission::Served;
 use super::text_jobs::TextJobs;
 use super::{OPEN_REQUESTS_MAX, RETRY_AFTER};
-use crate::engine::chunks::ChunkFeed;
 use crate::engine::{EngineHandle, EngineLoad};
 use crate::text::Text;
+use phalanx_chassis::chunk_feed::ChunkFeed;
 
 /// A model in service.
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! What the prefix cache holds, told to routers in the chunks that they know prompts by ([`phalanx_proto::prefix`]).
 //!
 //! ```text
-//! block pool ── tied, untied ──► ChunkFeed: what is held, and a log of what changed ──► one cursor a router
+//! an engine's cache ── tied, untied ──► ChunkFeed: what is held, and a log of what changed ──► one cursor a router
 //! ```
 //! A chunk is held while some block that holds its end is. Pure but for a lock: the engine's thread writes, and
 //! followers read when they have time. One that was away for longer than the log reaches gets a snapshot.
@@ -9,19 +9,13 @@
 use std::collections::{HashMap, VecDeque};
 
 use parking_lot::Mutex;
+use phalanx_proto::pb;
 use phalanx_proto::prefix::ChunkHash;
 
 /// Changes kept for followers that read a while later: more than an engine makes in a second, and 1 MiB.
 const LOG_MAX: usize = 64 << 10;
-
-/// Where in a prompt a chunk ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ChunkEnd {
-    /// The chunk, under its model's key.
-    pub hash: ChunkHash,
-    /// Tokens of the prompt up to its end, at least 1.
-    pub tokens: u32,
-}
+/// Most chunks told in one message: half a MiB, so that reports of the load are not held up by more.
+const MESSAGE_CHUNKS_MAX: usize = 64 << 10;
 
 /// A chunk got a block that holds its end, or lost one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +69,35 @@ impl ChunkFeed {
     /// What a follower must be told that knows `known` changes; one that knows nothing yet gets a snapshot.
     pub fn news(&self, known: Option<u64>) -> ChunkNews {
         self.0.lock().news(known)
+    }
+}
+
+// === impl ChunkNews ===
+
+impl ChunkNews {
+    /// What says it on the wire: nothing when there are none or nothing was ever stored, and more than one message when there
+    /// are many.
+    pub fn messages(&self) -> Vec<pb::PrefixChanges> {
+        if self.since == self.until && (!self.is_snapshot || self.until == 0) {
+            return Vec::new();
+        }
+        let hashes = |chunks: &[ChunkHash]| chunks.iter().map(|chunk| chunk.0).collect();
+        let mut parts = self.stored.chunks(MESSAGE_CHUNKS_MAX);
+        let mut messages = vec![pb::PrefixChanges {
+            since: self.since,
+            until: self.until,
+            snapshot: self.is_snapshot,
+            evicted: hashes(&self.evicted),
+            stored: parts.next().map_or_else(Vec::new, hashes),
+        }];
+        let (since, until) = (self.until, self.until);
+        messages.extend(parts.map(|part| pb::PrefixChanges {
+            since,
+            until,
+            stored: hashes(part),
+            ..pb::PrefixChanges::default()
+        }));
+        messages
     }
 }
 
@@ -191,6 +214,18 @@ mod tests {
         feed.apply([ChunkChange::Untied(chunk)]);
         assert_eq!(feed.news(None).stored, []);
         assert_eq!(feed.news(Some(1)).evicted, [chunk]);
+    }
+
+    #[test]
+    fn a_large_snapshot_is_told_in_parts_that_follow_each_other() {
+        let stored: Vec<_> = (0..2 * MESSAGE_CHUNKS_MAX as u64 + 1).map(ChunkHash).collect();
+        let news = ChunkNews { since: 9, until: 9, is_snapshot: true, evicted: Vec::new(), stored };
+        let parts = news.messages();
+        let shapes: Vec<_> =
+            parts.iter().map(|it| (it.since, it.until, it.snapshot, it.stored.len())).collect();
+        let most = MESSAGE_CHUNKS_MAX;
+        assert_eq!(shapes, [(9, 9, true, most), (9, 9, false, most), (9, 9, false, 1)]);
+        assert!(ChunkNews { is_snapshot: false, stored: Vec::new(), ..news }.messages().is_empty());
     }
 
     proptest! {
