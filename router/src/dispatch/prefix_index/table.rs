@@ -190,8 +190,8 @@ impl Generation {
     }
 
     fn bytes(&self) -> usize {
-        // The table fills seven places of eight before it doubles.
-        self.entries.capacity() / 7 * 8 * ENTRY_BYTES + self.bits_bytes
+        // The table fills seven places of eight before it doubles; the smallest ones, fewer.
+        self.entries.capacity() * 8 / 7 * ENTRY_BYTES + self.bits_bytes
     }
 }
 
