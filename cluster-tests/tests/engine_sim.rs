@@ -99,6 +99,43 @@ async fn every_way_to_ask_gives_the_same_tokens() -> Result<()> {
 }
 
 #[tokio::test]
+async fn routers_are_told_what_a_native_engine_holds() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let control = ControlGroup::start(1).await?;
+    let urls = control.urls().join(",");
+    let options = [&FAST[..], &["--engines", "2", "--native", "--control", &urls]].concat();
+    let _engines = Engines::start(folder.path(), "native", &options).await?;
+    let cached = async |client: &Client, conversation: usize, tail: &str| {
+        let content = format!("{}{tail}", conversation.to_string().repeat(4096));
+        let answer = client.post(CHAT, &chat(&content, 1)).await?.good()?;
+        answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().context("no count")
+    };
+    let (_first, url) = control.start_role(None, "router-1", &["router"]).await?;
+    let first = Client::new(&url);
+    eventually("both engines are up", NOTICED_MAX, async || {
+        Ok(first.metrics().await?.sum("phalanx_workers_up")? == 2.0)
+    })
+    .await?;
+    for conversation in 0..6 {
+        ensure!(cached(&first, conversation, "").await? == 0);
+    }
+    // All that this one knows is what the engines tell.
+    let (_second, url) = control.start_role(None, "router-2", &["router"]).await?;
+    let second = Client::new(&url);
+    eventually("the new router knows what both hold", NOTICED_MAX, async || {
+        let metrics = second.metrics().await?;
+        let up = metrics.sum("phalanx_workers_up")?;
+        Ok(up == 2.0 && metrics.sum("phalanx_prefix_index_bytes")? > 0.0)
+    })
+    .await?;
+    for conversation in 0..6 {
+        let found = cached(&second, conversation, " and more").await?;
+        ensure!(found == 1024, "{found} tokens of conversation {conversation} were found");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_client_that_leaves_is_noticed_in_every_phase() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let options = [&SLOW[..], &["--batch-max", "1"]].concat();
