@@ -5,6 +5,7 @@ pub(crate) mod answers;
 pub(crate) mod body;
 pub(crate) mod chat;
 pub(crate) mod completions;
+pub(crate) mod decisions;
 pub(crate) mod health;
 pub(crate) mod models;
 pub(crate) mod openai;
@@ -123,8 +124,9 @@ impl Gateway {
             .get(TRACEPARENT)
             .and_then(|value| tonic::metadata::AsciiMetadataValue::try_from(value.as_bytes()).ok());
         // Workers keep the same deadline, so they are told what is left of it.
-        let metadata =
-            CallMetadata { timeout: deadline.saturating_duration_since(received), traceparent };
+        let timeout_left = deadline.saturating_duration_since(received);
+        let request_id = record.id().clone();
+        let metadata = CallMetadata { request_id, timeout: timeout_left, traceparent };
         let session = parts.headers.get(X_SESSION_ID).and_then(|value| value.to_str().ok());
         let session = session.map(str::to_owned);
         Ok(Incoming { record, body, received, deadline, timeout, metadata, standing, session })
@@ -208,7 +210,6 @@ impl Gateway {
             body: incoming.body.clone(),
             model: outline.model.clone(),
             model_at: outline.model_at.clone(),
-            request_id: incoming.record.id().clone(),
             is_streamed: outline.is_streamed,
         };
         incoming.call(Ask::http(form, outline, native), draw)

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, header};
 use phalanx_proto::fault::Fault;
 use phalanx_proto::generate::{ChoiceProgress, Generate, Input, Stopping};
-use phalanx_proto::id::{MemberId, ModelName, RequestId, Revision};
+use phalanx_proto::id::{MemberId, ModelName, Revision};
 use phalanx_proto::prefix::Chunks;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -52,7 +52,6 @@ pub(crate) struct HttpForm {
     /// The model that the body names, and where.
     pub(crate) model: ModelName,
     pub(crate) model_at: Range<usize>,
-    pub(crate) request_id: RequestId,
     /// Whether the answer is asked for event by event.
     pub(crate) is_streamed: bool,
 }

@@ -7,13 +7,14 @@
 //! ```
 //! An alias' traffic is divided by `affinity`. Engines that fail (`breaker`) or lag far behind their peers (`pace`) are no
 //! candidates, as `health` knows. While all of them are full (`saturation`), requests wait in the
-//! [`queue`](crate::queue).
+//! [`queue`](crate::queue). What was decided lately is kept in `decisions`.
 
 pub(crate) mod affinity;
 pub(crate) mod breaker;
 pub(crate) mod budget;
 pub(crate) mod cost;
 pub(crate) mod credit;
+pub(crate) mod decisions;
 pub(crate) mod fleet;
 pub(crate) mod follow;
 pub(crate) mod health;
@@ -30,7 +31,7 @@ use std::future::pending;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use futures::future::BoxFuture;
@@ -42,6 +43,9 @@ use phalanx_proto::prefix::{CHUNK_BYTES, Chunks, ModelKey};
 use tower::Service;
 
 use self::cost::{Offer, Terms, Work};
+use self::decisions::{
+    CANDIDATES_SHOWN_MAX, Candidate, Considered, Decision, Decisions, Recording,
+};
 use self::fleet::{Candidates, Eligible, Fleet, Route};
 use self::health::{Admission, Trial};
 use self::pace::WorkClass;
@@ -67,6 +71,7 @@ pub(crate) struct Dispatch {
     /// A number for each choice among equals, another sequence in each router.
     draws: Arc<AtomicU64>,
     queue: Queue,
+    decisions: Arc<Decisions>,
     metrics: RouterMetrics,
 }
 
@@ -96,7 +101,6 @@ pub(crate) struct Expected {
     pub(crate) cached_tokens: u64,
     /// Prompt tokens that it computes before.
     pub(crate) ahead_tokens: u64,
-    #[expect(dead_code, reason = "decisions are shown next")]
     pub(crate) terms: Terms,
 }
 
@@ -105,6 +109,7 @@ pub(crate) struct Choice {
     pub(crate) engine: Arc<Engine>,
     pub(crate) model: ModelName,
     pub(crate) expected: Expected,
+    considered: Considered,
     admission: Admission,
 }
 
@@ -113,6 +118,7 @@ pub(crate) struct Choice {
 pub(crate) struct Assignment {
     sending: Sending,
     placement: Placement,
+    considered: Considered,
     /// Holds the credit, and what the engine's health is told.
     meter: Meter,
 }
@@ -135,11 +141,16 @@ enum Sending {
 impl Dispatch {
     pub(crate) fn new(fleet: Arc<ArcSwap<Fleet>>, queue: Queue, metrics: RouterMetrics) -> Self {
         let draws = Arc::new(AtomicU64::new(uuid::Uuid::new_v4().as_u64_pair().0));
-        Self { fleet, draws, queue, metrics }
+        Self { fleet, draws, queue, decisions: Arc::default(), metrics }
     }
 
     pub(crate) const fn queue(&self) -> &Queue {
         &self.queue
+    }
+
+    /// What was decided lately.
+    pub(crate) fn decisions(&self) -> &Decisions {
+        &self.decisions
     }
 
     /// The current fleet.
@@ -199,7 +210,8 @@ impl Dispatch {
         });
         let work = Work { decode_tokens, ..wanted.work };
         let draw = self.draws.fetch_add(1, Ordering::Relaxed);
-        let pick = cost::choose(&cost::price(&offers, work), affinity::mixed(draw))
+        let prices = cost::price(&offers, work);
+        let pick = cost::choose(&prices, affinity::mixed(draw))
             .ok_or_else(|| RouterError::NoWorker { model: route.model.clone() })?;
         let offer = &offers[pick.index];
         // Something is always computed: the last token's logits.
@@ -210,8 +222,16 @@ impl Dispatch {
             ahead_tokens: offer.outstanding.prefill_tokens,
             terms: pick.terms,
         };
+        let candidate = |index: usize| {
+            let Offer { cached_tokens, confidence, .. } = offers[index];
+            let (engine, terms) = (engines[index].id(), prices[index]);
+            Candidate { engine, terms, cached_tokens, confidence }
+        };
+        let shown = decisions::cheapest(&prices, CANDIDATES_SHOWN_MAX, pick.index);
+        let candidates = shown.into_iter().map(candidate).collect();
+        let considered = Considered { candidates, count: engines.len() };
         let (engine, model) = (Arc::clone(engines[pick.index]), route.model.clone());
-        Ok(Choice { engine, model, expected, admission })
+        Ok(Choice { engine, model, expected, considered, admission })
     }
 
     /// Puts `call` on the books of the engine that answers it soonest, once one has room and all who waited before
@@ -275,14 +295,14 @@ impl Dispatch {
     /// Sends `call` where it is assigned to; the reply begins with its first event.
     pub(crate) fn begin(
         &self,
-        assignment: Assignment,
+        mut assignment: Assignment,
         call: &Call,
     ) -> BoxFuture<'static, ReplyResult> {
         if call.excluded.is_empty() {
             self.metrics.overhead.observe(call.received.elapsed().as_secs_f64());
         }
-        let meter = assignment.meter.counting(self.metrics.clone());
-        let assignment = Assignment { meter, ..assignment };
+        let recording = self.record(&mut assignment, call);
+        assignment.meter = assignment.meter.counting(self.metrics.clone(), recording);
         match &assignment.sending {
             Sending::Native { .. } => {
                 let deserted = self.deserted(assignment.meter.engine(), call);
@@ -295,6 +315,15 @@ impl Dispatch {
                 Box::pin(async move { assignment.begin(&call, pending()).await })
             }
         }
+    }
+
+    /// Remembers why `call` is sent where it is assigned to.
+    fn record(&self, assignment: &mut Assignment, call: &Call) -> Recording {
+        let Assignment { placement, considered, meter, .. } = assignment;
+        let sent = (call.metadata.request_id.clone(), SystemTime::now());
+        let to = (placement.worker.clone(), placement.model.clone());
+        let considered = std::mem::take(considered);
+        self.decisions.record(Decision::new(sent, to, considered, meter.expected()))
     }
 
     /// Resolves when `call` should wait for `engine` no longer: that stopped or hangs, and another one is well.
@@ -341,7 +370,7 @@ impl Assignment {
     /// # Errors
     /// Why the request cannot be put in the form that the engine takes.
     fn new(choice: Choice, call: &Call) -> Result<Option<Self>, RouterError> {
-        let Choice { engine, model, expected, admission } = choice;
+        let Choice { engine, model, expected, considered, admission } = choice;
         let sending = match &engine.kind {
             Kind::Native(worker) => {
                 let generate = call.ask.native.as_ref().map_err(Clone::clone)?;
@@ -375,7 +404,7 @@ impl Assignment {
         let revision = engine.revision(&model).cloned();
         let placement = Placement { worker: engine.identity.clone(), model, revision };
         let meter = Meter::new(engine, credit, trial, (call.received, expected));
-        Ok(Some(Self { sending, placement, meter }))
+        Ok(Some(Self { sending, placement, considered, meter }))
     }
 
     /// Whom it is sent to.
@@ -393,7 +422,7 @@ impl Assignment {
     where
         F: Future<Output = Fault>,
     {
-        let Self { sending, placement, mut meter } = self;
+        let Self { sending, placement, mut meter, .. } = self;
         // An attempt after the first has less time left.
         let timeout = call.deadline.saturating_duration_since(Instant::now());
         let metadata = CallMetadata { timeout, ..call.metadata.clone() };

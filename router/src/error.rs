@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use phalanx_proto::fault::{Fault, FaultCode};
-use phalanx_proto::id::{MemberId, ModelName};
+use phalanx_proto::id::{MemberId, ModelName, RequestId};
 
 use crate::api::openai::json;
 use crate::engine::Identity;
@@ -45,6 +45,10 @@ pub(crate) enum RouterError {
     MethodNotAllowed { method: String, path: String },
     #[error("the model `{model}` does not exist")]
     ModelUnknown { model: String },
+    #[error(
+        "nothing is known of request `{request_id}`: it was not sent to an engine, or not lately"
+    )]
+    DecisionUnknown { request_id: RequestId },
     #[error("no ready worker serves model `{model}`")]
     NoWorker { model: ModelName },
     #[error("worker {worker}: {fault}")]
@@ -166,6 +170,9 @@ impl RouterError {
                 param: Some("model"),
                 ..verdict(StatusCode::NOT_FOUND, Some("model_not_found"), Never)
             },
+            Self::DecisionUnknown { .. } => {
+                verdict(StatusCode::NOT_FOUND, Some("decision_not_found"), Never)
+            }
             Self::Busy(refusal) => verdict(refusal.status, Some("overloaded"), soon()),
             Self::NoWorker { .. } => {
                 verdict(StatusCode::SERVICE_UNAVAILABLE, Some("no_worker"), soon())

@@ -8,7 +8,9 @@ use phalanx_proto::generate::{Delta, Event, Usage};
 
 use crate::dispatch::Expected;
 use crate::dispatch::credit::CreditGuard;
+use crate::dispatch::decisions::{Outcome, Recording};
 use crate::dispatch::health::Trial;
+use crate::dispatch::rates::SECONDS_MIN;
 use crate::engine::{Engine, Kind};
 use crate::metrics::{EngineLabels, RouterMetrics};
 
@@ -20,6 +22,8 @@ pub(crate) struct Meter {
     trial: Trial,
     /// None: the stream is a copy that no client sees.
     metrics: Option<RouterMetrics>,
+    /// None of such a copy either.
+    recording: Option<Recording>,
     received: Instant,
     sent: Instant,
     expected: Expected,
@@ -51,6 +55,7 @@ impl Meter {
             credit,
             trial,
             metrics: None,
+            recording: None,
             received,
             sent: Instant::now(),
             expected,
@@ -62,10 +67,16 @@ impl Meter {
         }
     }
 
-    /// The same, counting for operators too.
-    pub(crate) fn counting(mut self, metrics: RouterMetrics) -> Self {
+    /// The same, counting for operators too, and recording what comes of it.
+    pub(crate) fn counting(mut self, metrics: RouterMetrics, recording: Recording) -> Self {
         self.metrics = Some(metrics);
+        self.recording = Some(recording);
         self
+    }
+
+    /// What was expected of the request.
+    pub(crate) const fn expected(&self) -> Expected {
+        self.expected
     }
 
     pub(crate) const fn engine(&self) -> &Arc<Engine> {
@@ -92,13 +103,12 @@ impl Meter {
         match event {
             Event::Started { prompt_tokens, cached_tokens, .. } => {
                 self.prompt = Some((*prompt_tokens, *cached_tokens));
-                let promised = self.expected.cached_tokens;
-                self.engine.holding().settle(promised, u64::from(*cached_tokens));
+                self.found_cached((*cached_tokens).into());
             }
             Event::Delta(delta) => self.observe_delta(delta, now),
             Event::Finished { .. } => {}
             Event::Usage(usage) => {
-                self.trial.answered();
+                self.answered();
                 self.used(*usage);
             }
         }
@@ -107,13 +117,30 @@ impl Meter {
     /// The stream broke off.
     pub(crate) fn failed(&mut self, fault: &Fault) {
         self.trial.failed(fault);
+        if let Some(recording) = &self.recording {
+            recording.ended(Outcome::Failed(fault.code));
+        }
+    }
+
+    fn answered(&mut self) {
+        self.trial.answered();
+        if let Some(recording) = &self.recording {
+            recording.ended(Outcome::Answered);
+        }
+    }
+
+    fn found_cached(&self, tokens: u64) {
+        self.engine.holding().settle(self.expected.cached_tokens, tokens);
+        if let Some(recording) = &self.recording {
+            recording.cached(tokens);
+        }
     }
 
     fn observe_delta(&mut self, delta: &Delta, now: Instant) {
         self.note_first(now);
         if !self.is_prefilled {
             self.is_prefilled = true;
-            self.credit.prefill_done();
+            self.prefilled(now);
             if let Some((prompt_tokens, cached_tokens)) = self.prompt {
                 self.learn_prefill(prompt_tokens.saturating_sub(cached_tokens), now);
             }
@@ -132,7 +159,7 @@ impl Meter {
     pub(crate) fn passed(&mut self, events: u32, now: Instant) {
         self.trial.event(now);
         if self.note_first(now) {
-            self.credit.prefill_done();
+            self.prefilled(now);
         }
         self.passed = self.passed.saturating_add(events);
         self.credit.decoded(events.into());
@@ -143,7 +170,7 @@ impl Meter {
     /// A foreign engine's answer is complete at `now`; `usage` is what it says of it.
     pub(crate) fn passed_all(&mut self, usage: Option<Usage>, now: Instant) {
         self.trial.event(now);
-        self.trial.answered();
+        self.answered();
         let Some(usage) = usage else {
             if let Some(metrics) = &self.metrics {
                 metrics.generated_tokens.inc_by(self.passed.into());
@@ -154,7 +181,7 @@ impl Meter {
         if let Some(first) = self.first {
             self.learn_prefill(usage.prompt_tokens.saturating_sub(usage.cached_tokens), first);
         }
-        self.engine.holding().settle(self.expected.cached_tokens, usage.cached_tokens.into());
+        self.found_cached(usage.cached_tokens.into());
         self.used(usage);
     }
 
@@ -190,6 +217,19 @@ impl Meter {
             metrics.first_token.observe((now - self.received).as_secs_f64());
         }
         true
+    }
+
+    /// The engine's own first token came, which may be one in the middle of the client's answer.
+    fn prefilled(&mut self, now: Instant) {
+        self.credit.prefill_done();
+        let taken = now - self.sent;
+        if let Some(recording) = &self.recording {
+            recording.first_token(taken);
+        }
+        if let Some(metrics) = &self.metrics {
+            let (predicted, taken) = (self.expected.terms.first_token(), taken.as_secs_f64());
+            metrics.prediction_error.observe((predicted - taken).abs() / taken.max(SECONDS_MIN));
+        }
     }
 
     fn observe_step(&mut self, choice: usize, tokens: u32, now: Instant) {

@@ -17,7 +17,7 @@ use http::HeaderValue;
 use phalanx_chassis::drain::{Drain, Phase};
 use tokio::sync::Semaphore;
 
-use crate::api::{Gateway, admin, chat, completions, health, models, pass, tokenize};
+use crate::api::{Gateway, admin, chat, completions, decisions, health, models, pass, tokenize};
 use crate::deadline::Deadline;
 use crate::dispatch::Dispatch;
 use crate::error::RouterError;
@@ -82,6 +82,7 @@ pub(crate) fn http_stack(gateway: Gateway, admission: Admission) -> Router {
         .route("/health/ready", get(health::ready))
         .route("/metrics", get(health::metrics))
         .route("/admin/workers", get(admin::workers))
+        .route("/admin/decisions/{*request_id}", get(decisions::get))
         .method_not_allowed_fallback(method_not_allowed);
     watching.merge(work).with_state(gateway)
 }

@@ -25,7 +25,7 @@ pub(crate) const ERROR_MIN: f64 = 0.05;
 /// Nor are they worth nothing.
 const ERROR_MAX: f64 = 1.0;
 /// A clock's resolution bounds what can be learnt; nothing takes no time at all.
-const SECONDS_MIN: f64 = 1e-9;
+pub(crate) const SECONDS_MIN: f64 = 1e-9;
 
 /// A line: seconds for something of a size.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use phalanx_proto::fault::{Fault, FaultCode};
 use phalanx_proto::generate::Event;
-use phalanx_proto::id::Epoch;
+use phalanx_proto::id::{Epoch, RequestId};
 use phalanx_proto::pb;
 use phalanx_proto::view::Member;
 use phalanx_proto::wire::from_status;
@@ -29,9 +29,10 @@ pub(crate) struct Native {
     condition: watch::Sender<Condition>,
 }
 
-/// What goes beside a message: the time left and the trace it belongs to.
+/// What goes beside a message: the time left, the client's request and the trace it belongs to.
 #[derive(Clone, Debug)]
 pub(crate) struct CallMetadata {
+    pub(crate) request_id: RequestId,
     pub(crate) timeout: Duration,
     pub(crate) traceparent: Option<AsciiMetadataValue>,
 }

@@ -6,6 +6,7 @@ mod bad_input;
 mod breaker;
 mod chat;
 mod completions;
+mod decisions;
 mod drain;
 mod endpoints;
 mod faults;

@@ -147,7 +147,7 @@ fn request(
     let mut request = engine.request(Method::POST, form.path, body);
     let headers = request.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    if let Ok(id) = HeaderValue::from_str(form.request_id.as_str()) {
+    if let Ok(id) = HeaderValue::from_str(metadata.request_id.as_str()) {
         headers.insert(X_REQUEST_ID, id);
     }
     let trace = metadata.traceparent.as_ref();
