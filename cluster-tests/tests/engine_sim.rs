@@ -123,9 +123,11 @@ async fn routers_are_told_what_a_native_engine_holds() -> Result<()> {
     let (_second, url) = control.start_role(None, "router-2", &["router"]).await?;
     let second = Client::new(&url);
     eventually("the new router knows what both hold", NOTICED_MAX, async || {
-        let metrics = second.metrics().await?;
-        let up = metrics.sum("phalanx_workers_up")?;
-        Ok(up == 2.0 && metrics.sum("phalanx_prefix_index_bytes")? > 0.0)
+        let known = second.get("/admin/workers").await?.good()?;
+        let known = known["workers"].as_array().context("no workers")?;
+        let chunks = known.iter().filter_map(|worker| worker["prefix_chunks"].as_u64());
+        // 1024 tokens are 8 chunks.
+        Ok(chunks.sum::<u64>() >= 6 * 8)
     })
     .await?;
     for conversation in 0..6 {

@@ -50,12 +50,18 @@ async fn a_router_that_never_saw_a_prompt_sends_it_to_the_worker_that_holds_it()
     // All it knows of these prompts is what the workers tell.
     let (_router, client) = cluster.add_router("router-2").await?;
     eventually("the new router knows what both workers hold", KNOWN_WITHIN, async || {
-        let metrics = client.metrics().await?;
-        let workers = metrics.sum("phalanx_workers_up")?;
-        ensure!(workers == 2.0, "{workers} workers are up");
-        Ok(metrics.sum("phalanx_prefix_index_bytes")? > 0.0)
+        let known = client.get("/admin/workers").await?.good()?;
+        let known = known["workers"].as_array().context("no workers")?;
+        let told = |holder: &String| {
+            let of_holder = known.iter().find(|worker| worker["id"] == holder.as_str());
+            of_holder.is_some_and(|worker| worker["prefix_chunks"].as_u64() > Some(0))
+        };
+        Ok(known.iter().filter(|worker| worker["up"] == true).count() == 2
+            && holders.iter().all(told))
     })
     .await?;
+    let bytes = client.metrics().await?.sum("phalanx_prefix_index_bytes")?;
+    ensure!(bytes > 0.0, "an index of {bytes} bytes");
     for (conversation, holder) in holders.iter().enumerate() {
         let warm = ask(&client, conversation, "And how are you?").await?;
         ensure!(warm.worker == *holder, "worker {holder} holds it: {warm:?}");

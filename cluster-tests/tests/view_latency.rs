@@ -73,6 +73,7 @@ fn report(what: &str, mut times: Vec<Duration>) -> Result<()> {
 #[tokio::test]
 async fn a_worker_that_joins_or_leaves_is_known_to_every_router_at_once() -> Result<()> {
     let group = ControlGroup::start(3).await?;
+    group.agreed(&[0, 1, 2], START_MAX).await?;
     let mut routers = Vec::new();
     let mut processes = Vec::new();
     for number in 1..=3 {

@@ -37,12 +37,13 @@ fn write(out: &mut BytesMut, engine: &Engine, now: Instant) {
     }
     out.extend_from_slice(b",\"breaker\":");
     json::string(out, engine.health.state(now).as_str());
+    let chunks = engine.holding().chunks_reported().map(|chunks| ("prefix_chunks", chunks));
     let numbers = [
         ("requests", engine.requests()),
         ("prefill_tokens_outstanding", outstanding.prefill_tokens),
         ("decode_tokens_outstanding", outstanding.decode_tokens),
     ];
-    for (name, value) in numbers {
+    for (name, value) in numbers.into_iter().chain(chunks) {
         out.extend_from_slice(format!(",\"{name}\":{value}").as_bytes());
     }
     out.extend_from_slice(b"}");

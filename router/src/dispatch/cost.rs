@@ -8,8 +8,9 @@
 //! ```
 //! What an engine did not show yet it is given from the fleet's best, so that it is tried. Costs that differ by less
 //! than the prediction's own error count as equal: of these the engines with the least left to compute remain, and
-//! of two of them, drawn by the request, the cheaper. So routers that know the same do not all go to one engine, and
-//! a prefix is given up only for what outweighs it: a hot one gets copies because the sum says so.
+//! of two of them, drawn by the request, the one with fewer sequences: what is left of the difference is noise, which
+//! would send everything to whoever looked fastest last. So routers that know the same do not all go to one engine,
+//! and a prefix is given up only for what outweighs it: a hot one gets copies because the sum says so.
 //!
 //! The constants were tuned on simulated engines.
 
@@ -73,10 +74,12 @@ pub(crate) struct Terms {
     pub(crate) prefill: f64,
     pub(crate) decode: f64,
     pub(crate) risk: f64,
-    /// How far wait and prefill may be off.
+    /// How far the sum may be off.
     pub(crate) error: f64,
     /// Prompt tokens left to compute, as far as is believed.
     pub(crate) uncached_tokens: f64,
+    /// Sequences in progress there.
+    pub(crate) sequences: u64,
 }
 
 /// The offer to take.
@@ -114,13 +117,15 @@ impl Offer {
         let (wait, own) =
             (real(self.outstanding.prefill_tokens) * prefill.each, prefill.seconds(uncached));
         let batch = real(self.sequences + 1);
+        let decode = real(work.decode_tokens) * step.seconds(batch);
         Terms {
             wait,
             prefill: own,
-            decode: real(work.decode_tokens) * step.seconds(batch),
+            decode,
             risk: doubted * prefill.each,
-            error: prefill.error * (wait + own),
+            error: prefill.error * (wait + own) + DECODE_WEIGHT * step.error * decode,
             uncached_tokens: uncached + doubted,
+            sequences: self.sequences,
         }
     }
 }
@@ -155,10 +160,10 @@ pub(crate) fn choose(prices: &[Terms], draw: u64) -> Option<Pick> {
     let first = draw % count;
     let second = (first + 1 + (draw >> 32) % (count - 1).max(1)) % count;
     let drawn = [first, second].map(|turn| alike().nth(usize::try_from(turn).unwrap_or(0)));
-    let (index, terms) = drawn
-        .into_iter()
-        .flatten()
-        .min_by(|(_, left), (_, right)| left.seconds().total_cmp(&right.seconds()))?;
+    let (index, terms) = drawn.into_iter().flatten().min_by(|(_, left), (_, right)| {
+        let by_cost = || left.seconds().total_cmp(&right.seconds());
+        left.sequences.cmp(&right.sequences).then_with(by_cost)
+    })?;
     Some(Pick { index, terms: *terms })
 }
 
@@ -213,6 +218,19 @@ mod tests {
             counts[chosen(&offers, draw).unwrap()] += 1;
         }
         assert!(counts.iter().all(|count| (800..1200).contains(count)), "{counts:?}");
+    }
+
+    #[test]
+    fn noise_in_what_was_learnt_does_not_send_everything_to_one_engine() {
+        // A batch weighs nothing there, so that only the noise tells them apart.
+        let steps = [1.0, 1.02, 0.98, 1.01].map(|fixed| Speed { fixed, each: 0.0, ..STEP });
+        let mut offers = steps.map(|step| Offer { step: Some(step), ..offer(0, 0) });
+        for request in 0..1000_u64 {
+            let draw = request.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+            offers[chosen(&offers, draw).unwrap()].sequences += 1;
+        }
+        let counts = offers.map(|offer| offer.sequences);
+        assert!(counts.iter().all(|count| (200..=312).contains(count)), "{counts:?}");
     }
 
     #[test]

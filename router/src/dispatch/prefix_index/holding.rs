@@ -17,6 +17,8 @@ pub(crate) struct Holding {
     reported: Option<EngineSlot>,
     /// How many changes it reported.
     changes: AtomicU64,
+    /// How many chunks it holds, as it reported.
+    chunks: AtomicU64,
     /// What it was sent: all that is known of one that says nothing, and of one that does, what it had no time to
     /// say. Requests with one prefix that come together would else be strangers to each other.
     mirror: Mirror,
@@ -28,13 +30,18 @@ impl Holding {
     /// Of an engine that reports what it stores and evicts.
     pub(crate) fn reported(index: &Arc<PrefixIndex>) -> Self {
         let mirror = Mirror::new(index, None, SPOKEN_FOR_WITHIN);
-        Self { reported: Some(index.slot()), changes: AtomicU64::new(0), mirror }
+        Self {
+            reported: Some(index.slot()),
+            changes: AtomicU64::new(0),
+            chunks: AtomicU64::new(0),
+            mirror,
+        }
     }
 
     /// Of an engine that says nothing, nor how large its cache is.
     pub(crate) fn guessed(index: &Arc<PrefixIndex>) -> Self {
         let mirror = Mirror::new(index, None, BELIEVED_FOR);
-        Self { reported: None, changes: AtomicU64::new(0), mirror }
+        Self { reported: None, changes: AtomicU64::new(0), chunks: AtomicU64::new(0), mirror }
     }
 
     /// Takes what the engine reports. Reports of one engine come one after another.
@@ -46,6 +53,7 @@ impl Holding {
         let known = self.changes.load(Ordering::Relaxed);
         if changes.snapshot {
             slot.clear();
+            self.chunks.store(0, Ordering::Relaxed);
         } else if changes.since != known {
             return Err((known, changes.since));
         }
@@ -53,7 +61,15 @@ impl Holding {
         slot.evicted(hashes(&changes.evicted));
         slot.stored(hashes(&changes.stored));
         self.changes.store(changes.until, Ordering::Relaxed);
+        let (stored, evicted) = (changes.stored.len() as u64, changes.evicted.len() as u64);
+        let chunks = self.chunks.load(Ordering::Relaxed).saturating_add(stored);
+        self.chunks.store(chunks.saturating_sub(evicted), Ordering::Relaxed);
         Ok(())
+    }
+
+    /// How many chunks the engine says it holds; none of one that says nothing.
+    pub(crate) fn chunks_reported(&self) -> Option<u64> {
+        self.reported.is_some().then(|| self.chunks.load(Ordering::Relaxed))
     }
 
     /// How many leading chunks of the prompt of `depths` it holds, and how far that is to be believed.
@@ -109,7 +125,7 @@ mod tests {
         assert_eq!(depth(), 1);
         assert_eq!(holding.follow(&told(10, 11, false, &[2])), Err((9, 10)));
         holding.follow(&told(11, 11, true, &[1, 2])).unwrap();
-        assert_eq!(depth(), 2);
+        assert_eq!((depth(), holding.chunks_reported()), (2, Some(2)));
     }
 
     #[test]
