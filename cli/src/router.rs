@@ -160,6 +160,7 @@ pub(crate) fn raw(resolved: &Resolved) -> RawRouter {
         dispatch: RawDispatch {
             queue_max: resolved.integer(&settings::DISPATCH_QUEUE),
             engine_requests_max: resolved.integer(&settings::DISPATCH_ENGINE),
+            ttft_target_ms: resolved.integer(&settings::DISPATCH_TARGET),
         },
         engine: resolved.list(&settings::ROUTER_ENGINE).to_vec(),
     }

@@ -83,6 +83,8 @@ settings! {
         "Most requests that wait for one model while its engines are full (default: 1024)";
     DISPATCH_ENGINE = [dispatch] engine_requests_max: Kind::Integer { min: 0, max: 1 << 20 }, None,
         "Most requests of this router at one engine; 0: as many as it computes at once (default: 0)";
+    DISPATCH_TARGET = [dispatch] ttft_target_ms: Kind::Integer { min: 0, max: 3_600_000 }, None,
+        "MS within which engines are soon enough, so that the cheapest of them is taken (default 0: the soonest is)";
 
     CONTROL_NODE_ID = [control] node_id: NODE_ID, Some("1"),
         "This node's id within the control group";

@@ -126,6 +126,10 @@ impl RouterConfig {
         self.dispatch.queue_max
     }
 
+    pub(crate) const fn ttft_target(&self) -> Option<Duration> {
+        self.dispatch.ttft_target
+    }
+
     /// What engines find around them.
     pub(crate) fn surroundings(&self) -> Surroundings {
         let requests_max = self.dispatch.engine_requests_max;

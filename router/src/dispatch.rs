@@ -6,8 +6,9 @@
 //!            reports, and their silence ── listen
 //! ```
 //! An alias' traffic is divided by `affinity`. Engines that fail (`breaker`) or lag far behind their peers (`pace`) are no
-//! candidates, as `health` knows. While all of them are full (`saturation`), requests wait in the
-//! [`queue`](crate::queue). What was decided lately is kept in `decisions`.
+//! candidates, as `health` knows; nor are dear ones, where money matters and cheaper ones are soon enough (`thrift`).
+//! While all of them are full (`saturation`), requests wait in the [`queue`](crate::queue). What was decided lately is
+//! kept in `decisions`.
 
 pub(crate) mod affinity;
 pub(crate) mod breaker;
@@ -25,6 +26,7 @@ pub(crate) mod prefix_index;
 pub(crate) mod rates;
 pub(crate) mod room;
 pub(crate) mod saturation;
+pub(crate) mod thrift;
 
 use std::borrow::Cow;
 use std::future::pending;
@@ -42,7 +44,7 @@ use phalanx_proto::pb;
 use phalanx_proto::prefix::{CHUNK_BYTES, Chunks, ModelKey};
 use tower::Service;
 
-use self::cost::{Offer, Terms, Work};
+use self::cost::{Offer, Pick, Terms, Work};
 use self::decisions::{
     CANDIDATES_SHOWN_MAX, Candidate, Considered, Decision, Decisions, Recording,
 };
@@ -72,6 +74,8 @@ pub(crate) struct Dispatch {
     draws: Arc<AtomicU64>,
     queue: Queue,
     decisions: Arc<Decisions>,
+    /// Of the engines that give a first token within this time the cheapest is taken; none: money does not matter.
+    ttft_target: Option<Duration>,
     metrics: RouterMetrics,
 }
 
@@ -141,7 +145,12 @@ enum Sending {
 impl Dispatch {
     pub(crate) fn new(fleet: Arc<ArcSwap<Fleet>>, queue: Queue, metrics: RouterMetrics) -> Self {
         let draws = Arc::new(AtomicU64::new(uuid::Uuid::new_v4().as_u64_pair().0));
-        Self { fleet, draws, queue, decisions: Arc::default(), metrics }
+        Self { fleet, draws, queue, decisions: Arc::default(), ttft_target: None, metrics }
+    }
+
+    /// The same, which takes the cheapest of the engines that give a first token within `target`.
+    pub(crate) fn with_ttft_target(self, target: Option<Duration>) -> Self {
+        Self { ttft_target: target, ..self }
     }
 
     pub(crate) const fn queue(&self) -> &Queue {
@@ -209,9 +218,9 @@ impl Dispatch {
             cost::answer_tokens(&offers).min(max) * choices
         });
         let work = Work { decode_tokens, ..wanted.work };
-        let draw = self.draws.fetch_add(1, Ordering::Relaxed);
         let prices = cost::price(&offers, work);
-        let pick = cost::choose(&prices, affinity::mixed(draw))
+        let pick = self
+            .pick(&engines, &prices, work)
             .ok_or_else(|| RouterError::NoWorker { model: route.model.clone() })?;
         let offer = &offers[pick.index];
         // Something is always computed: the last token's logits.
@@ -225,13 +234,30 @@ impl Dispatch {
         let candidate = |index: usize| {
             let Offer { cached_tokens, confidence, .. } = offers[index];
             let (engine, terms) = (engines[index].id(), prices[index]);
-            Candidate { engine, terms, cached_tokens, confidence }
+            Candidate {
+                engine,
+                terms,
+                cached_tokens,
+                confidence,
+                money: engines[index].money(work),
+            }
         };
         let shown = decisions::cheapest(&prices, CANDIDATES_SHOWN_MAX, pick.index);
         let candidates = shown.into_iter().map(candidate).collect();
         let considered = Considered { candidates, count: engines.len() };
         let (engine, model) = (Arc::clone(engines[pick.index]), route.model.clone());
         Ok(Choice { engine, model, expected, considered, admission })
+    }
+
+    /// The engine to take for `work`, at these `prices`.
+    fn pick(&self, engines: &[&Arc<Engine>], prices: &[Terms], work: Work) -> Option<Pick> {
+        let draw = affinity::mixed(self.draws.fetch_add(1, Ordering::Relaxed));
+        let Some(target) = self.ttft_target else { return cost::choose(prices, draw) };
+        let money: Vec<f64> = engines.iter().map(|engine| engine.money(work)).collect();
+        let eligible = thrift::eligible(prices, &money, target.as_secs_f64());
+        let theirs: Vec<Terms> = eligible.iter().map(|&index| prices[index]).collect();
+        let pick = cost::choose(&theirs, draw)?;
+        Some(Pick { index: eligible[pick.index], ..pick })
     }
 
     /// Puts `call` on the books of the engine that answers it soonest, once one has room and all who waited before

@@ -27,7 +27,7 @@ use crate::dispatch::credit::{Credit, CreditGuard};
 use crate::dispatch::health::{Health, HealthPolicy};
 use crate::dispatch::prefix_index::PrefixIndex;
 use crate::dispatch::prefix_index::holding::Holding;
-use crate::dispatch::rates::{Estimate, SharedRates};
+use crate::dispatch::rates::{Estimate, SharedRates, real};
 use crate::dispatch::room::Room;
 use crate::dispatch::saturation::Saturation;
 
@@ -299,6 +299,16 @@ impl Engine {
             step: self.books.rates.step(),
             answer_tokens: self.books.rates.answer_tokens(),
             ..Offer::default()
+        }
+    }
+
+    /// What it charges for `work`. Native workers are paid for whether they work or not.
+    pub(crate) fn money(&self, work: Work) -> f64 {
+        match &self.kind {
+            Kind::Native(_) => 0.0,
+            Kind::Foreign(foreign) => {
+                foreign.price.of_tokens(real(work.prefill_tokens), real(work.decode_tokens))
+            }
         }
     }
 

@@ -105,7 +105,8 @@ impl Router {
         let fleet = Arc::new(ArcSwap::from_pointee(Fleet::new(around)));
         let router_metrics = RouterMetrics::new(metrics, Arc::clone(&fleet));
         let queue = Queue::new(room, config.queue_max(), router_metrics.clone());
-        let dispatch = Dispatch::new(Arc::clone(&fleet), queue, router_metrics.clone());
+        let dispatch = Dispatch::new(Arc::clone(&fleet), queue, router_metrics.clone())
+            .with_ttft_target(config.ttft_target());
         let (stop, own_drain) = drain::channel();
         let permits = Arc::new(Semaphore::new(config.concurrency_max()));
         let gateway = Gateway {

@@ -65,8 +65,10 @@ fn candidate(candidate: &Candidate, fleet: &Fleet) -> Value {
         "risk_seconds": terms.risk,
         "error_seconds": terms.error,
         "uncached_tokens": terms.uncached_tokens,
+        "sequences": terms.sequences,
         "cached_tokens": candidate.cached_tokens,
         "confidence": candidate.confidence,
+        "money": candidate.money,
     })
 }
 

@@ -76,13 +76,16 @@ pub struct RawDispatch {
     pub queue_max: Option<u64>,
     /// Most requests of this router at one engine; 0: as many as it computes at once.
     pub engine_requests_max: Option<u64>,
+    /// Of the engines that give a first token within this time the cheapest is taken; 0: the soonest of all.
+    pub ttft_target_ms: Option<u64>,
 }
 
-/// How many requests wait where.
+/// How many requests wait where, and how soon they are to be answered.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct DispatchLimits {
     pub(super) queue_max: usize,
     pub(super) engine_requests_max: Option<u64>,
+    pub(super) ttft_target: Option<Duration>,
 }
 
 // === impl RawBreaker ===
@@ -157,9 +160,12 @@ impl RawDispatch {
         let queue_max = limits.number("queue_max", queue_max, 0, 1 << 20);
         let engine_max = self.engine_requests_max.unwrap_or(0);
         let engine_max = limits.number("engine_requests_max", engine_max, 0, 1 << 20);
+        let target = self.ttft_target_ms.unwrap_or(0);
+        let target = limits.number("ttft_target_ms", target, 0, HOUR_MS);
         DispatchLimits {
             queue_max: usize::try_from(queue_max).unwrap_or(usize::MAX),
             engine_requests_max: (engine_max > 0).then_some(engine_max),
+            ttft_target: (target > 0).then(|| Duration::from_millis(target)),
         }
     }
 }

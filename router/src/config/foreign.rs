@@ -148,7 +148,11 @@ fn price(text: &str) -> Result<f64, String> {
 impl Price {
     /// The money for what was used. Cached tokens cost as much as others: not every engine says what it takes off.
     pub(crate) fn of(self, usage: Usage) -> f64 {
-        let (input, output) = (f64::from(usage.prompt_tokens), f64::from(usage.completion_tokens));
+        self.of_tokens(f64::from(usage.prompt_tokens), f64::from(usage.completion_tokens))
+    }
+
+    /// The money for as many tokens of a prompt, and of its answer.
+    pub(crate) fn of_tokens(self, input: f64, output: f64) -> f64 {
         (input * self.input + output * self.output) / 1e6
     }
 }

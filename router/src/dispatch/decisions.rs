@@ -64,6 +64,8 @@ pub(crate) struct Candidate {
     /// Prompt tokens predicted to be in its cache, and how far that was believed.
     pub(crate) cached_tokens: u64,
     pub(crate) confidence: f64,
+    /// What the request would be charged there.
+    pub(crate) money: f64,
 }
 
 /// What came of a decision, as far as is known.

@@ -3,6 +3,7 @@
 use http::Method;
 use phalanx_proto::fault::{Fault, FaultCode};
 use phalanx_proto::wire::to_status;
+use phalanx_router::{RawDispatch, RawRouter};
 use serde_json::Value;
 
 use crate::cluster::{Answer, Cluster, Live, chat_body, eventually};
@@ -115,6 +116,35 @@ async fn a_foreign_engine_goes_by_its_name_and_tells_what_it_had_cached() {
     );
     // It came in one piece.
     assert_eq!(shown["actual"]["ttft_seconds"], Value::Null);
+}
+
+#[tokio::test]
+async fn the_cheapest_of_those_that_are_soon_enough_is_taken() {
+    let (mut dear, mut cheap) = (FakeServer::start(), FakeServer::start());
+    let engine = vec![
+        format!("dear={},price_in=5,price_out=5", dear.url),
+        format!("cheap={},price_in=1,price_out=1", cheap.url),
+    ];
+    let dispatch = RawDispatch { ttft_target_ms: Some(3_600_000), ..RawDispatch::default() };
+    let raw = RawRouter { engine, dispatch, ..RawRouter::default() };
+    let cluster = Cluster::start_with(raw, &[]).await;
+    cluster.until_servers_up(2).await;
+    // Enough of them that chance would take each once.
+    for request in 0..20 {
+        let id = format!("paid-{request}");
+        let (answer, ()) = tokio::join!(ask(&cluster, &id), async {
+            let call = tokio::select! { call = cheap.call() => call, call = dear.call() => call };
+            call.answer(200, &[("content-type", "application/json")], "{}");
+        });
+        assert_eq!(answer.header("x-phalanx-worker"), Some("cheap"));
+    }
+    let shown = attempts(&cluster, "paid-0").await.remove(0);
+    assert_eq!(candidates(&shown), ["cheap", "dear"]);
+    let money = |name: &str| {
+        let mut candidates = shown["candidates"].as_array().unwrap().iter();
+        candidates.find(|one| one["worker"] == name).unwrap()["money"].as_f64().unwrap()
+    };
+    assert!(money("cheap") > 0.0 && (money("dear") / money("cheap") - 5.0).abs() < 1e-9, "{shown}");
 }
 
 #[tokio::test]

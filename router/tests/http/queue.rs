@@ -14,7 +14,8 @@ const CHAT: &str = "/v1/chat/completions";
 
 /// One request at an engine at a time, `queue_max` more wait.
 fn one_at_a_time(queue_max: u64) -> RawRouter {
-    let dispatch = RawDispatch { queue_max: Some(queue_max), engine_requests_max: Some(1) };
+    let (queue_max, engine_requests_max) = (Some(queue_max), Some(1));
+    let dispatch = RawDispatch { queue_max, engine_requests_max, ..RawDispatch::default() };
     RawRouter { dispatch, ..RawRouter::default() }
 }
 
