@@ -235,7 +235,7 @@ settings! {
 }
 
 static LOGS: [&Setting; 2] = [&LOG_FORMAT, &LOG_LEVEL];
-static ROUTING: [&Setting; 22] = [
+static ROUTING: [&Setting; 23] = [
     &ROUTER_ENGINE,
     &ROUTER_AUTH,
     &ROUTER_BODY_BYTES,
@@ -258,6 +258,7 @@ static ROUTING: [&Setting; 22] = [
     &RETRY_HEDGE_PERCENT,
     &DISPATCH_QUEUE,
     &DISPATCH_ENGINE,
+    &DISPATCH_TARGET,
 ];
 static ENGINE: [&Setting; 9] = [
     &WORKER_CPU_PATH,
