@@ -84,7 +84,16 @@ impl Options {
     /// Writes a result where results are kept, with how and when it was had.
     fn keep(&self, name: &str, results: &Map<String, Value>) -> Result<()> {
         let Some(folder) = &self.out else { return Ok(()) };
-        let arguments: Vec<String> = std::env::args().skip(1).collect();
+        // Where it was written says nothing to who runs it again.
+        let mut words = std::env::args().skip(1);
+        let mut arguments = Vec::new();
+        while let Some(word) = words.next() {
+            match word.as_str() {
+                "--out" => drop(words.next()),
+                "--bench" => {}
+                _ => arguments.push(word),
+            }
+        }
         let arguments = arguments.join(" ");
         let report = json!({
             "command": format!("cargo bench -p phalanx-cluster-tests --bench rivals -- {arguments}"),
