@@ -17,17 +17,18 @@ use super::{EngineSlot, MIRROR_BYTES_MAX, PrefixIndex};
 
 /// What an engine is believed to keep before it showed: 512 Ki tokens of about four bytes, a small GPU's.
 const CHUNKS_GUESSED: usize = 4096;
-/// What a mirror learns stays between these: a cache that holds less is of no use to anybody, one that holds
-/// more (16 Mi tokens) is not worth the memory to know it.
-const CHUNKS_MIN: usize = 16;
+/// What a mirror learns stays between these: a cache that holds less (32 Ki tokens) is smaller than any that is in
+/// use, one that holds more (16 Mi) is not worth the memory to know it.
+const CHUNKS_MIN: usize = 256;
 const CHUNKS_MAX: usize = 128 << 10;
 /// What is known of one chunk, in bytes: hash and stamp in the map, and two entries in the queue before it is
 /// cleared of those out of date.
 const CHUNK_BYTES_KEPT: usize = 80;
 /// Weight of the newest sample in the confidence.
 const LEARNING_SHARE: f64 = 0.05;
-/// What is used and gone again within seconds is worth a try still.
-const CONFIDENCE_MIN: f64 = 0.1;
+/// A promise also fails while the prompt that it is about still waits to be computed, so that a fleet under load would
+/// stop to believe in prefixes just when they matter: each then goes everywhere, and all caches are too small.
+const CONFIDENCE_MIN: f64 = 0.5;
 /// Promises that are kept to within this share are kept.
 const SHORTFALL_FORGIVEN: f64 = 0.1;
 
@@ -72,7 +73,7 @@ impl Mirror {
             used: HashMap::new(),
             order: VecDeque::new(),
             stamp: 0,
-            chunks_max: chunks_max.unwrap_or(CHUNKS_GUESSED).clamp(CHUNKS_MIN, CHUNKS_MAX),
+            chunks_max: chunks_max.map_or(CHUNKS_GUESSED, |known| known.clamp(1, CHUNKS_MAX)),
             is_learning: chunks_max.is_none(),
         };
         Self {
@@ -218,8 +219,9 @@ impl Lru {
             return;
         }
         if !is_kept {
-            // From what was really believed: a mirror far from full would shrink without effect.
-            self.chunks_max = (self.chunks_max.min(self.used.len()) * 15 / 16).max(CHUNKS_MIN);
+            // From what was really believed: a mirror far from full would shrink without effect. No faster than it
+            // grows, as some promises fail for want of time.
+            self.chunks_max = (self.chunks_max.min(self.used.len()) * 63 / 64).max(CHUNKS_MIN);
         } else if self.used.len() >= self.chunks_max {
             self.chunks_max = (self.chunks_max + self.chunks_max / 64 + 1).min(CHUNKS_MAX);
         }
