@@ -125,10 +125,10 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     write_on(&ThisDisk, path, bytes)
 }
 
-/// As [`write`], on another disk.
+/// As [`write()`], on another disk.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn write_on(files: &dyn Files, path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     let mut name = path.as_os_str().to_owned();
     name.push(".");

@@ -35,7 +35,7 @@ settings! {
     ROUTER_CONTROL = [router] control: Kind::Urls, Some("http://127.0.0.1:7400"),
         "Control nodes to follow; with --engine alone, none unless named";
     ROUTER_ENGINE = [router] engine: Kind::Words, None,
-        "A server that speaks OpenAI's API, as [NAME=]URL[,model=NAME][,key_env=VARIABLE][,price_in=N][,price_out=N] with prices for a million tokens; may be given several times";
+        "A server that speaks OpenAI's API, as URL or NAME=URL,model=NAME,key_env=VARIABLE,price_in=N,price_out=N, of which all but the URL may be left out; prices are for a million tokens; may be given several times";
     ROUTER_AUTH = [router] auth: Kind::Only("off"), Some("off"),
         "Whether clients need a key";
     ROUTER_VIEW_FILE = [router] view_file: Kind::Path, None,

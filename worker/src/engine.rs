@@ -5,7 +5,8 @@
 //! ```
 //!
 //! Reading order: [`handle`] (the outside), this file (the loop), [`scheduler`] (who runs), [`block_pool`]
-//! (who holds which KV block), [`chunks`] (what routers hear of that), [`sequence`], [`plan`], [`sampling`], [`config`].
+//! (who holds which KV block), [`phalanx_chassis::chunk_feed`] (what routers hear of that), [`sequence`],
+//! [`plan`], [`sampling`], [`config`].
 
 pub mod block_pool;
 pub mod config;
